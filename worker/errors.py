@@ -1,0 +1,40 @@
+"""Errors of the trainer core.
+
+TrainerError               a person can act on it; `reason` is one of jobs.errors.FailureReason, by value
+├── DatasetInvalid         a picture, a caption or the folder is at fault, and the message names the file
+├── BaseModelInvalid       the checkpoint is not a whole SDXL base model
+├── LoRAInvalid            rank or targets do not fit the U-Net
+└── NanLoss                the loss or the latents are no longer finite
+
+Anything else that leaves the trainer is a bug or the machine's fault, and is reported as a crash.
+"""
+
+
+class TrainerError(Exception):
+    """The training cannot go on, and the message says what to do."""
+
+    reason = "crashed"
+
+
+class DatasetInvalid(TrainerError):
+    """The dataset cannot be trained on as it is."""
+
+    reason = "dataset_invalid"
+
+
+class BaseModelInvalid(TrainerError):
+    """The base model cannot be read as SDXL."""
+
+    reason = "base_model_invalid"
+
+
+class LoRAInvalid(TrainerError):
+    """The adapter cannot be put on this U-Net."""
+
+    reason = "invalid_spec"
+
+
+class NanLoss(TrainerError):
+    """A number that training rests on is not finite any more."""
+
+    reason = "nan_loss"
