@@ -1,0 +1,122 @@
+"""Everything one training is told: the frozen dataclasses that CONFIG.json of `worker.trainer` is made of.
+
+They import no torch, so that the worker's light processes can build one. `worker/loop/config_json.py` writes and reads them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from worker.data.config import DatasetConfig
+from worker.lora.config import LoRAConfig
+
+Format = Literal["kohya", "diffusers"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: Literal["adamw"] = "adamw"
+    learning_rate: float = 1e-4
+    """Peak learning rate, reached at the end of the warm-up."""
+
+    weight_decay: float = 1e-2
+    """Decoupled weight decay, times the learning rate, a step."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    name: Literal["constant", "cosine"] = "constant"
+    """After the warm-up the learning rate stays, or falls along half a cosine to 0 at the end of training."""
+
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises in a straight line; the first step already has 1 / (warmup_steps + 1) of it."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What the loop itself needs; the base model, the adapter and the batches are handed to it ready-made."""
+
+    steps: int
+    """Optimizer steps in all, those before a resume included."""
+
+    seed: int = 0
+    """Seeds the adapter, the order of the pictures, the noise, the timesteps and the caption dropout, each on its own stream."""
+
+    gradient_accumulation: int = 1
+    """Micro-steps an optimizer step: the effective batch is batch_size * gradient_accumulation."""
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lr_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    max_grad_norm: float | None = 1.0
+    """The gradient of all adapter weights together is scaled down to this L2 norm; None means off."""
+
+    min_snr_gamma: float | None = None
+    """Cap of the signal-to-noise ratio in the loss weight, min(snr, gamma) / snr; None means off."""
+
+    ema_decay: float | None = None
+    """Decay a step of the running average of the adapter weights, 0..1; None means off."""
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    prompts: tuple[str, ...] = ()
+    """One picture a prompt; none means no sample pictures."""
+
+    every_n_steps: int | None = None
+    """Drawn every so many steps, and once at the end; None means only at the end."""
+
+    sampler_steps: int = 20
+    guidance: float = 5.0
+    """Weight of classifier-free guidance; 1 means off."""
+
+
+@dataclass(frozen=True)
+class CheckpointsConfig:
+    every_n_steps: int | None = None
+    """How often the whole training state is saved; None means only when the trainer is told to stop."""
+
+    keep: int = 2
+    """How many of the newest checkpoints are kept, at least 1."""
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    base_model: str
+    """Path of the SDXL base model: one .safetensors file, or a folder in diffusers' layout."""
+
+    output: str
+    """Folder that receives the weights, the pictures, the figures and the checkpoints. Made if missing."""
+
+    cache: str
+    """Folder of latents and text embeddings, keyed by content: it may be shared by jobs and outlive them. Made if missing."""
+
+    dataset: DatasetConfig
+    train: TrainConfig
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+
+    resolution: int = 1024
+    """Side in px of the square that bucket sizes do not exceed in area, and of the sample pictures; a multiple of 32."""
+
+    batch_size: int = 1
+    """Pictures a micro-step, all of one bucket size."""
+
+    checkpointing: Literal["all", "none"] = "all"
+    """Gradient checkpointing of every block of the U-Net (a third slower, a fraction of the memory), or of none."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """auto takes the GPU when there is one."""
+
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the frozen weights and the activations. The adapter and its optimizer are always float32."""
+
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
+
+    resume_from: str | None = None
+    """A folder `step-NNNNNN` to go on from, exactly; None starts anew."""
+
+    formats: tuple[Format, ...] = ("kohya", "diffusers")
+    """kohya writes lora.safetensors, diffusers writes lora_diffusers.safetensors."""
