@@ -1,6 +1,6 @@
 """Everything one training is told: the frozen dataclasses that CONFIG.json of `worker.trainer` is made of.
 
-They import no torch, so that the worker's light processes can build one. `worker/loop/config_json.py` writes and reads them.
+They import no torch, so that the worker's light processes can build one. `config_json.py` writes and reads them.
 """
 
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class ScheduleConfig:
     """After the warm-up the learning rate stays, or falls along half a cosine to 0 at the end of training."""
 
     warmup_steps: int = 0
-    """Steps over which the learning rate rises in a straight line; the first step already has 1 / (warmup_steps + 1) of it."""
+    """Steps over which the learning rate rises in a straight line, from 1 / (warmup_steps + 1) of it in the first."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TrainConfig:
     """Optimizer steps in all, those before a resume included."""
 
     seed: int = 0
-    """Seeds the adapter, the order of the pictures, the noise, the timesteps and the caption dropout, each on its own stream."""
+    """Seeds the adapter, the order of pictures, noise, timesteps and caption dropout, each on a stream of its own."""
 
     gradient_accumulation: int = 1
     """Micro-steps an optimizer step: the effective batch is batch_size * gradient_accumulation."""
@@ -91,14 +91,14 @@ class TrainerConfig:
     """Folder that receives the weights, the pictures, the figures and the checkpoints. Made if missing."""
 
     cache: str
-    """Folder of latents and text embeddings, keyed by content: it may be shared by jobs and outlive them. Made if missing."""
+    """Folder of latents and text embeddings, keyed by content: jobs may share it and leave it behind. Made if missing."""
 
     dataset: DatasetConfig
     train: TrainConfig
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     resolution: int = 1024
-    """Side in px of the square that bucket sizes do not exceed in area, and of the sample pictures; a multiple of 32."""
+    """Side in px of the square that no bucket size exceeds in area, and of the sample pictures; a multiple of 32."""
 
     batch_size: int = 1
     """Pictures a micro-step, all of one bucket size."""

@@ -1,4 +1,4 @@
-"""TrainerConfig to JSON and back, strictly: what is unknown, missing or of another type is an error, and all are named at once."""
+"""TrainerConfig to JSON and back, strictly: a key unknown or missing or of another type is an error; all are named."""
 
 import dataclasses
 import json

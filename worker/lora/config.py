@@ -9,7 +9,7 @@ Targets = Literal["qkv", "attention", "transformer"]
 @dataclass(frozen=True)
 class LoRAConfig:
     rank: int = 4
-    """Rank r of the update, 1..min(in, out) of every target. Costs r * (in + out) * 4 bytes of master weights a layer."""
+    """Rank r of the update, 1..min(in, out) of every target. Costs r * (in + out) * 4 bytes a layer."""
 
     alpha: float = 16.0
     """The update is scaled by alpha / rank, so that a change of rank needs no new learning rate."""
