@@ -1,0 +1,37 @@
+"""What the spec can say and loraq does not carry out yet: each is refused, with the way round, and none is ignored."""
+
+from collections.abc import Iterator
+
+from jobs.errors import Problem
+from jobs.spec import JobSpec
+
+
+def not_yet(spec: JobSpec) -> Iterator[Problem]:
+    """Every field of `spec` that asks for something loraq does not carry out yet."""
+    if spec.base_model.startswith("hf://"):
+        yield Problem("base_model", "hf:// is not carried out yet: upload the model to a bucket and name it as s3://.")
+    if spec.dataset.uri.startswith("hf://"):
+        yield Problem("dataset.uri", "hf:// is not carried out yet: use `loraq submit --dataset DIR` or s3://.")
+    if spec.dataset.uri.endswith((".zip", ".tar", ".tar.gz", ".tgz")) or "{" in spec.dataset.uri:
+        yield Problem(
+            "dataset.uri",
+            "archives and WebDataset shards are not carried out yet: unpack them into a folder that ends in /.",
+        )
+    if spec.dataset.captions.shuffle_tags:
+        yield Problem("dataset.captions.shuffle_tags", "is not carried out yet: leave it false.")
+    if spec.dataset.captions.keep_tokens != 1:
+        yield Problem(
+            "dataset.captions.keep_tokens", "belongs to shuffle_tags, which is not carried out yet: leave it out."
+        )
+    if spec.memory.budget_gib != "auto":
+        yield Problem(
+            "memory.budget_gib", "a number is not carried out yet: leave it auto, or name memory.checkpointing."
+        )
+    if spec.memory.base_dtype == "int8":
+        yield Problem("memory.base_dtype", "int8 is not carried out yet: use bfloat16.")
+    if spec.memory.streamed_blocks:
+        yield Problem("memory.streamed_blocks", "is not carried out yet: use 0 or leave it out.")
+    if spec.checkpoints.every_n_steps is not None:
+        yield Problem("checkpoints.every_n_steps", "resuming from the bucket is not carried out yet: leave it out.")
+    if spec.webhook is not None:
+        yield Problem("webhook", "is not carried out yet: follow the job with `loraq logs -f` or /v1/jobs/{id}/events.")

@@ -1,0 +1,108 @@
+"""The job record: the one truth about a job. Redis holds it as JSON; RQ carries nothing but its id."""
+
+import secrets
+from datetime import UTC, datetime
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.errors import FailureReason
+from jobs.spec import JobSpec
+from jobs.status import Status, check_transition
+
+
+def now() -> datetime:
+    """This moment, in UTC."""
+    return datetime.now(UTC)
+
+
+def new_job_id(at: datetime) -> str:
+    """An id that sorts by time, reads in a folder listing and cannot be guessed: 20261123-234512417-9f2c4ab1d0."""
+    return f"{at:%Y%m%d-%H%M%S}{at.microsecond // 1000:03d}-{secrets.token_hex(5)}"
+
+
+class Failure(BaseModel):
+    """Why a job, or one attempt at it, ended other than well."""
+
+    model_config = ConfigDict(frozen=True)
+
+    reason: FailureReason
+    message: str = Field(description="One sentence for a person: what went wrong, and what to do.")
+
+
+class Attempt(BaseModel):
+    """One try at a job, on one worker."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int = Field(ge=1, description="Counts from 1; it is the fencing token of every write of this attempt.")
+    worker: str = Field(description="Name of the worker that holds or held it.")
+    started_at: datetime
+    ended_at: datetime | None = None
+    outcome: str | None = Field(
+        default=None, description="succeeded, failed, cancelled or preempted; None while it runs."
+    )
+    failure: Failure | None = None
+
+
+class JobRecord(BaseModel):
+    """A job from acknowledgement to its end. Immutable: every change makes a new record."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    owner: str
+    spec: JobSpec
+    status: Status = Status.QUEUED
+    created_at: datetime
+    updated_at: datetime
+    attempts: tuple[Attempt, ...] = ()
+    cancel_requested_at: datetime | None = None
+    failure: Failure | None = None
+
+    @classmethod
+    def create(cls, owner: str, spec: JobSpec) -> Self:
+        """A new job in the queue."""
+        at = now()
+        return cls(id=new_job_id(at), owner=owner, spec=spec, created_at=at, updated_at=at)
+
+    @property
+    def output_uri(self) -> str:
+        """Where everything that the job leaves lies: `<output.uri>/<job id>/`."""
+        return f"{self.spec.output.uri.rstrip('/')}/{self.id}/"
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The newest attempt, running or ended."""
+        return self.attempts[-1] if self.attempts else None
+
+
+def advance(record: JobRecord, to: Status, failure: Failure | None = None) -> JobRecord:
+    """The record one arrow further in the status table.
+
+    Ends the running attempt when the job leaves the worker: at a final status, and when it goes back to the queue.
+
+    Raises:
+        IllegalTransition: the table has no such arrow.
+    """
+    check_transition(record.status, to)
+    at = now()
+    attempts = record.attempts
+    if record.status.running and not to.running:
+        outcome = "preempted" if to is Status.QUEUED and failure is None else "failed" if failure else str(to)
+        ended = attempts[-1].model_copy(update={"ended_at": at, "outcome": outcome, "failure": failure})
+        attempts = (*attempts[:-1], ended)
+    return record.model_copy(
+        update={
+            "status": to,
+            "updated_at": at,
+            "attempts": attempts,
+            "failure": failure if to is Status.FAILED else None,
+        }
+    )
+
+
+def begin_attempt(record: JobRecord, worker: str) -> JobRecord:
+    """The record claimed by `worker`: preparing, with attempt n + 1 as its fencing token."""
+    attempt = Attempt(number=len(record.attempts) + 1, worker=worker, started_at=now())
+    return advance(record, Status.PREPARING).model_copy(update={"attempts": (*record.attempts, attempt)})

@@ -1,0 +1,180 @@
+"""The job spec, version 1: what a user asks for, checked field by field.
+
+Frozen, unknown keys refused, every field bounded and described: docs/job-spec.md and the JSON Schema in
+jobs/job-spec.v1.schema.json are generated from this file. A field whose work loraq does not carry out yet is refused
+by jobs/not_yet.py, never ignored.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+
+from jobs.presets import PRESETS, PresetName, fill
+
+
+class Section(BaseModel):
+    """A part of the spec: frozen, and with no room for a misspelt key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# Control characters would forge log lines, and no name needs them.
+Text = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+S3Uri = Annotated[
+    str, StringConstraints(max_length=1100, pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f\x7f]*)?$")
+]
+SourceUri = Annotated[str, StringConstraints(max_length=1100, pattern=r"^(s3|hf|file)://[^\x00-\x1f\x7f]+$")]
+
+
+class CaptionSpec(Section):
+    """How captions are read."""
+
+    missing: Literal["error", "empty", "filename"] = Field(
+        default="error", description="A picture without caption: an error, no caption, or its file name."
+    )
+    dropout: float = Field(default=0.0, ge=0, le=1, description="Share of pictures trained without caption in a step.")
+    shuffle_tags: bool = Field(default=False, description="Shuffle comma-separated tags behind the first keep_tokens.")
+    keep_tokens: int = Field(default=1, ge=0, le=75, description="Tags at the front that shuffle_tags leaves in place.")
+
+
+class DatasetSpec(Section):
+    """Where the pictures are and how their captions are read."""
+
+    uri: SourceUri = Field(
+        description="Pictures with .txt captions beside them: s3://bucket/folder/, or file:///folder/."
+    )
+    trigger: Text | None = Field(default=None, description="Put before each caption.")
+    captions: CaptionSpec = CaptionSpec()
+
+
+class LoRASpec(Section):
+    """The adapter. Trainable parameters at rank 4: qkv 4,474,880, attention 5,806,080, transformer 10,639,360."""
+
+    rank: int = Field(default=4, ge=1, le=320, description="Rank of the update.")
+    alpha: float = Field(default=16.0, gt=0, le=10_000, description="The update is scaled by alpha / rank.")
+    targets: Literal["qkv", "attention", "transformer"] = Field(
+        default="qkv", description="Layers that get one: to_q, to_k, to_v; these and to_out; all linear ones."
+    )
+
+
+class OptimizerSpec(Section):
+    """How the adapter's weights move."""
+
+    name: Literal["adamw"] = Field(default="adamw", description="AdamW, with FP32 master weights and moments.")
+    learning_rate: float = Field(default=1e-4, gt=0, le=1, description="Peak learning rate.")
+    weight_decay: float = Field(default=0.01, ge=0, le=1, description="Decoupled weight decay.")
+
+
+class LRScheduleSpec(Section):
+    """How the learning rate goes on."""
+
+    name: Literal["constant", "cosine"] = Field(
+        default="cosine", description="After the warm-up: stay, or fall to 0 in a cosine."
+    )
+    warmup_steps: int = Field(default=0, ge=0, le=100_000, description="Steps of linear rise at the start.")
+
+
+class EMASpec(Section):
+    """A running mean of the adapter's weights, saved beside them."""
+
+    decay: float = Field(default=0.999, gt=0, lt=1, description="Share of the old mean kept each step.")
+
+
+class TrainingSpec(Section):
+    """How long and how it is trained."""
+
+    resolution: int = Field(
+        default=1024, ge=64, le=2048, multiple_of=32, description="Side of the square whose area all have, px."
+    )
+    batch_size: int = Field(default=1, ge=1, le=256, description="Pictures a micro-step.")
+    gradient_accumulation: int = Field(default=1, ge=1, le=1024, description="Micro-steps a step.")
+    steps: int = Field(default=1500, ge=1, le=1_000_000, description="Optimizer steps.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Decides adapter, order, noise, timesteps and dropout.")
+    optimizer: OptimizerSpec = OptimizerSpec()
+    lr_schedule: LRScheduleSpec = LRScheduleSpec()
+    max_grad_norm: float | None = Field(
+        default=1.0, gt=0, le=1000, description="Gradients are clipped to this norm; null: off."
+    )
+    min_snr_gamma: float | None = Field(
+        default=None, gt=0, le=100, description="Min-SNR loss weighting, 5 is usual; null: off."
+    )
+    ema: EMASpec | None = Field(default=None, description="Mean of the adapter's weights; null: off.")
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.lr_schedule.warmup_steps >= self.steps:
+            raise ValueError(
+                f"lr_schedule.warmup_steps is {self.lr_schedule.warmup_steps}, but there are {self.steps} steps: "
+                f"use at most {self.steps - 1}."
+            )
+        return self
+
+
+class MemorySpec(Section):
+    """A budget for the GPU, or a plan by name."""
+
+    budget_gib: Literal["auto"] | Annotated[float, Field(gt=0, le=1024)] = Field(
+        default="auto", description="GPU memory that the training may take, GiB; auto: what the card has."
+    )
+    checkpointing: Literal["none", "all"] | None = Field(
+        default=None, description="Gradient checkpointing of no block or of all; null: loraq chooses."
+    )
+    base_dtype: Literal["bfloat16", "int8"] | None = Field(
+        default=None, description="Of the frozen base weights; null: loraq chooses."
+    )
+    streamed_blocks: int | None = Field(
+        default=None, ge=0, le=70, description="Kept in host memory; null: loraq chooses."
+    )
+
+
+class CheckpointSpec(Section):
+    """Saved states of the training that an attempt can go on from."""
+
+    every_n_steps: int | None = Field(default=None, ge=1, le=1_000_000, description="How often; null: never.")
+    keep: int = Field(default=2, ge=1, le=100, description="How many of the newest stay in the bucket.")
+
+
+class SampleSpec(Section):
+    """Pictures drawn while training, to see where it goes."""
+
+    every_n_steps: int | None = Field(default=None, ge=1, le=1_000_000, description="How often; null: only at the end.")
+    prompts: tuple[Text, ...] = Field(default=(), max_length=16, description="One picture each.")
+
+
+class OutputSpec(Section):
+    """Where the results go: `<uri>/<job id>/`."""
+
+    uri: S3Uri = Field(description="Folder in a bucket: s3://outputs/ginger-cat/.")
+    formats: tuple[Literal["kohya", "diffusers"], ...] = Field(
+        default=("kohya", "diffusers"),
+        min_length=1,
+        max_length=2,
+        description="kohya: lora.safetensors; diffusers: PEFT names.",
+    )
+
+
+class JobSpec(Section):
+    """One SDXL LoRA training."""
+
+    version: Literal[1] = Field(description="Version of this format.")
+    name: Name = Field(description="Short name: a-z, 0-9 and -, at most 63 characters.")
+    preset: PresetName | None = Field(default=None, description="Fills what the spec leaves open, by size of the card.")
+    base_model: SourceUri = Field(description="SDXL .safetensors file or diffusers folder: s3://, or file:///.")
+    dataset: DatasetSpec
+    lora: LoRASpec = LoRASpec()
+    training: TrainingSpec = TrainingSpec()
+    memory: MemorySpec = MemorySpec()
+    checkpoints: CheckpointSpec = CheckpointSpec()
+    samples: SampleSpec = SampleSpec()
+    output: OutputSpec
+    priority: Literal["normal", "high"] = Field(default="normal", description="high goes to the front of the queue.")
+    max_duration_s: int = Field(default=86_400, ge=10, le=30 * 86_400, description="A longer attempt is ended.")
+    webhook: str | None = Field(default=None, max_length=2000, pattern=r"^https?://", description="Told of the end.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, data: JsonValue) -> JsonValue:
+        if isinstance(data, dict) and isinstance(name := data.get("preset"), str) and name in PRESETS:
+            return fill(data, PRESETS[name])
+        return data
