@@ -18,4 +18,4 @@ class DatasetConfig:
     """What a picture without caption means: an error, the empty caption, or its file name read as words."""
 
     caption_dropout: float = 0.0
-    """Chance, 0..1, that a picture is trained with the empty caption in a step: keeps classifier-free guidance working."""
+    """Chance, 0..1, that a picture is trained with the empty caption in a step, which guidance needs now and then."""

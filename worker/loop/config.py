@@ -91,7 +91,7 @@ class TrainerConfig:
     """Folder that receives the weights, the pictures, the figures and the checkpoints. Made if missing."""
 
     cache: str
-    """Folder of latents and text embeddings, keyed by content: jobs may share it and leave it behind. Made if missing."""
+    """Folder of latents and text embeddings, keyed by content, so that jobs may share it. Made if missing."""
 
     dataset: DatasetConfig
     train: TrainConfig

@@ -42,7 +42,7 @@ def _read(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
         if len(value) == len(arguments):
             pairs = zip(arguments, value, strict=True)
             return tuple(_read(argument, item, f"{where}[{i}]", faults) for i, (argument, item) in enumerate(pairs))
-    if kind is float and type(value) in (int, float):
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if type(value) is kind:  # not isinstance: a JSON true is no integer
         return value

@@ -1,0 +1,18 @@
+"""Random numbers that depend on counters alone: a resumed training draws what it would have drawn uninterrupted."""
+
+import hashlib
+
+import torch
+
+
+def generator(stream: str, *counters: int) -> torch.Generator:
+    """Return a fresh CPU generator for one purpose at one place in the training.
+
+    It is of the CPU also when training runs on a GPU, so that both draw the same numbers.
+
+    Args:
+        stream: what the numbers are for, as "noise"; different streams are independent.
+        counters: where in the training, as (seed, step, micro_step, rank).
+    """
+    digest = hashlib.sha256(f"{stream} {counters}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
