@@ -1,7 +1,7 @@
 """Gradient checkpointing: keep a block's inputs, and run the block again when its gradients are wanted.
 
-Costs one more forward pass of each checkpointed block, saves all its activations. The gradients are the same to the bit:
-the same kernels run on the same inputs.
+Costs one more forward pass of each checkpointed block, saves all its activations. The gradients are the same to the
+bit, because the same kernels run on the same inputs.
 
 It is our own because torch.utils.checkpoint's re-entrant form loses the gradients of a block none of whose inputs needs
 one (LoRA in the first transformer block), and its other form works by hooks on every saved tensor. Here a block's

@@ -29,8 +29,7 @@ def time_ids(
         ValueError: the sequences differ in length, or an entry is not a pair.
     """
     parts = [
-        torch.as_tensor(pairs, dtype=torch.float32)
-        for pairs in (original_size_px, crop_top_left_px, target_size_px)
+        torch.as_tensor(pairs, dtype=torch.float32) for pairs in (original_size_px, crop_top_left_px, target_size_px)
     ]  # 3 times [2] or [b, 2]
     shapes = [tuple(part.shape) for part in parts]
     if len(set(shapes)) > 1 or shapes[0][-1:] != (2,) or len(shapes[0]) > 2:

@@ -6,8 +6,9 @@ that SDXL never takes: no dropout, no attention mask, no scale-shift norm.
 Shapes: b batch, c channels, h and w latent rows and columns, n = h * w tokens, m text tokens, t text embedding width,
 d heads * head width, e width of the time embedding.
 
-Sources: Podell et al. 2023, "SDXL" (arXiv:2307.01952), section 2.1; Rombach et al. 2022, "High-Resolution Image Synthesis
-with Latent Diffusion Models" (arXiv:2112.10752), section 3.3; Shazeer 2020, "GLU Variants" (arXiv:2002.05202).
+Sources: Podell et al. 2023, "SDXL" (arXiv:2307.01952), section 2.1; Rombach et al. 2022, "High-Resolution Image
+Synthesis with Latent Diffusion Models" (arXiv:2112.10752), section 3.3; Shazeer 2020, "GLU Variants Improve
+Transformer" (arXiv:2002.05202).
 """
 
 import torch.nn.functional as F

@@ -132,7 +132,12 @@ class UNet(nn.Module):
         return self.conv_in.weight.dtype
 
     def forward(
-        self, noisy_latents: Tensor, timesteps: Tensor, text_embeds: Tensor, pooled_text_embeds: Tensor, time_ids: Tensor
+        self,
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        text_embeds: Tensor,
+        pooled_text_embeds: Tensor,
+        time_ids: Tensor,
     ) -> Tensor:
         """Return the predicted noise, in the U-Net's dtype.
 
@@ -167,4 +172,7 @@ class UNet(nn.Module):
     def _embed_size(self, pooled_text_embeds: Tensor, time_ids: Tensor) -> Tensor:
         sizes = sinusoidal_embedding(time_ids.flatten(), self.config.time_id_embed_dim)  # [b * 6, d], FP32
         sizes = sizes.view(time_ids.shape[0], -1)  # [b, 6 * d]
-        return self.add_embedding(torch.cat([pooled_text_embeds.to(self.dtype), sizes.to(self.dtype)], dim=-1))  # [b, e]
+        pooled_and_sizes = torch.cat(
+            [pooled_text_embeds.to(self.dtype), sizes.to(self.dtype)], dim=-1
+        )  # [b, p + 6 * d]
+        return self.add_embedding(pooled_and_sizes)  # [b, e]

@@ -51,7 +51,7 @@ class UNetConfig:
                 f"must have one entry for each of the {levels} levels of block_channels."
             )
         if self.transformer_depths[-1] == 0:
-            raise ValueError("The last transformer depth is 0, but the middle of the U-Net shares it: make it 1 or more.")
+            raise ValueError("The last transformer depth is 0, but the middle block shares it: make it 1 or more.")
         for channels, depth, heads in zip(
             self.block_channels, self.transformer_depths, self.attention_heads, strict=True
         ):
@@ -65,15 +65,15 @@ class UNetConfig:
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return the same topology at a thousandth of the size, for tests and for machines without a GPU."""
+        """Return the same topology at a three-thousandth of the size, for tests and for machines without a GPU."""
         return cls(
-            block_channels=(32, 64, 64),
+            block_channels=(16, 32, 32),
             transformer_depths=(0, 1, 2),
-            attention_heads=(2, 4, 4),
-            text_embed_dim=64,
-            pooled_text_embed_dim=32,
+            attention_heads=(2, 2, 2),
+            text_embed_dim=32,
+            pooled_text_embed_dim=16,
             time_id_embed_dim=16,
-            norm_groups=8,
+            norm_groups=4,
         )
 
     @property
@@ -142,7 +142,7 @@ class UNetConfig:
                 latent_channels=config["in_channels"],
             )
         except KeyError as error:
-            raise BaseModelInvalid(f"The U-Net's config has no {error}: the file is not a whole unet/config.json.") from None
+            raise BaseModelInvalid(f"The U-Net's config has no {error}: use a whole unet/config.json.") from None
         except (TypeError, ValueError, AttributeError) as error:
             raise BaseModelInvalid(f"The U-Net's config cannot be read: {error}") from error
         if list(config.get("up_block_types", ())) != ours.to_diffusers()["up_block_types"]:
@@ -164,6 +164,6 @@ def _refuse_other_families(config: dict[str, Any]) -> None:
     if config.get("cross_attention_dim") in (768, 1024) and not config.get("addition_embed_type"):
         family = "1.5" if config["cross_attention_dim"] == 768 else "2"
         raise BaseModelInvalid(
-            f"This is Stable Diffusion {family} (cross attention {config['cross_attention_dim']} wide, SDXL's is 2048). "
+            f"This is Stable Diffusion {family}: its cross attention is {config['cross_attention_dim']} wide, SDXL's 2048. "
             f"Use an SDXL base model."
         )

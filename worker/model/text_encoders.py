@@ -1,0 +1,79 @@
+"""Both CLIP text encoders of SDXL: captions to text_embeds and pooled_text_embeds.
+
+They are transformers' own, frozen and peripheral. Shapes: b batch, 77 tokens, t both widths together (2048), p the
+second encoder's projection (1280).
+
+Source: Podell et al. 2023, "SDXL" (arXiv:2307.01952), section 2.1: the penultimate outputs of both, side by side.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from worker.errors import BaseModelInvalid
+from worker.model.base_model import BaseModel
+from worker.model.single_file import Part
+from worker.model.tokenizer import END, MAX_TOKENS, load_tokenizer
+from worker.model.weights import load_part
+
+PENULTIMATE = -2
+
+
+@dataclass
+class TextEncoders:
+    """Both encoders with their tokenizers."""
+
+    encoder_1: CLIPTextModel
+    encoder_2: CLIPTextModelWithProjection
+    tokenizer_1: CLIPTokenizer = field(default_factory=lambda: load_tokenizer(END))
+    tokenizer_2: CLIPTokenizer = field(default_factory=lambda: load_tokenizer("!"))
+
+    @torch.no_grad()
+    def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Return (text_embeds [b, 77, t], pooled_text_embeds [b, p]) in the encoders' dtype.
+
+        What lies beyond 77 tokens is cut off: ask `truncated` which captions lose something.
+        """
+        output_1 = self.encoder_1(self._token_ids(self.tokenizer_1, captions), output_hidden_states=True)
+        output_2 = self.encoder_2(self._token_ids(self.tokenizer_2, captions), output_hidden_states=True)
+        hidden = [output.hidden_states[PENULTIMATE] for output in (output_1, output_2)]
+        return torch.cat(hidden, dim=-1), output_2.text_embeds  # [b, 77, t], [b, p]
+
+    def truncated(self, captions: list[str]) -> dict[str, int]:
+        """Return the captions that do not fit in 77 tokens, each with its number of tokens (start and end included)."""
+        # Not verbose: transformers would log what this method is asked to return.
+        lengths = {caption: len(self.tokenizer_1(caption, verbose=False)["input_ids"]) for caption in captions}
+        return {caption: length for caption, length in lengths.items() if length > MAX_TOKENS}
+
+    def _token_ids(self, tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+        batch = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+        return batch["input_ids"].to(self.encoder_1.device)  # [b, 77]
+
+
+def load_text_encoders(
+    base: BaseModel, device: torch.device | str, dtype: torch.dtype = torch.bfloat16
+) -> TextEncoders:
+    """Return the base model's text encoders on `device`, frozen.
+
+    Raises:
+        BaseModelInvalid: the weights or the configs are not those of SDXL's text encoders.
+    """
+    config_1, config_2 = (CLIPTextConfig.from_dict(base.configs[part]) for part in ("text_encoder", "text_encoder_2"))
+    width = config_1.hidden_size + config_2.hidden_size
+    if (width, config_2.projection_dim) != (base.unet_config.text_embed_dim, base.unet_config.pooled_text_embed_dim):
+        raise BaseModelInvalid(
+            f"The text encoders give embeddings {width} and {config_2.projection_dim} wide, but the U-Net takes "
+            f"{base.unet_config.text_embed_dim} and {base.unet_config.pooled_text_embed_dim}: use an SDXL base model."
+        )
+    with torch.device("meta"):
+        encoder_1, encoder_2 = CLIPTextModel(config_1), CLIPTextModelWithProjection(config_2)
+    parts: tuple[tuple[Part, CLIPTextModel | CLIPTextModelWithProjection], ...]
+    parts = (("text_encoder", encoder_1), ("text_encoder_2", encoder_2))
+    for part, encoder in parts:
+        load_part(encoder, base, part, device, dtype)
+        for module in encoder.modules():  # the one buffer that no file holds, and the meta device left empty
+            if hasattr(module, "position_ids"):
+                module.position_ids = torch.arange(MAX_TOKENS, device=device)[None]  # [1, 77]
+    return TextEncoders(encoder_1, encoder_2)

@@ -1,0 +1,54 @@
+"""SDXL's VAE: pictures to latents before training, latents to pictures for samples.
+
+It is diffusers' own, frozen and peripheral. Shapes: b batch, H and W picture pixels, h and w an eighth of them.
+
+Source: Podell et al. 2023, "SDXL" (arXiv:2307.01952), section 2.4.
+"""
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor
+
+from worker.errors import BaseModelInvalid
+from worker.model.base_model import BaseModel
+from worker.model.weights import load_part
+
+
+def load_vae(base: BaseModel, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
+    """Return the base model's VAE on `device`, frozen.
+
+    Raises:
+        ValueError: `dtype` is FP16, in which SDXL's VAE overflows.
+        BaseModelInvalid: the weights or the config are not those of SDXL's VAE.
+    """
+    if dtype == torch.float16:
+        raise ValueError("SDXL's VAE overflows in FP16 and gives black pictures: load it in BF16 or FP32.")
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(base.configs["vae"])
+    if not isinstance(vae, AutoencoderKL) or vae.config["latent_channels"] != base.unet_config.latent_channels:
+        raise BaseModelInvalid("The VAE's latents do not have as many channels as the U-Net's: use an SDXL base model.")
+    load_part(vae, base, "vae", device, dtype)
+    return vae
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pixel_values: Tensor) -> Tensor:
+    """Return the latents of pictures: the middle of the posterior, scaled to a spread of about 1.
+
+    Not drawn from the posterior, so that one picture always has the same latents and can be cached; its spread is tiny.
+
+    Args:
+        vae: from `load_vae`.
+        pixel_values: [b, 3, H, W], -1..1; H and W divisible by 8.
+
+    Returns:
+        [b, 4, h, w] in the VAE's dtype. It may hold values that are not finite: the caller knows the pictures' names.
+    """
+    posterior = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist  # the VAE's border
+    return posterior.mode() * vae.config["scaling_factor"]  # [b, 4, h, w]
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Return the pictures of latents: [b, 4, h, w] -> [b, 3, H, W], about -1..1, in the VAE's dtype."""
+    return vae.decode(latents.to(vae.device, vae.dtype) / vae.config["scaling_factor"]).sample  # the VAE's border
