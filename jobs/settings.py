@@ -1,7 +1,7 @@
 """Everything that is set from outside: environment variables `LORAQ_*`, read once in a program's main()."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     cache_max_gib: float = Field(
         default=50.0, gt=0, description="Worker: cached base models and datasets, before eviction."
     )
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda)$", description="Worker: where the trainer runs.")
+    device: Literal["auto", "cuda", "cpu"] = Field(default="auto", description="Worker: where the trainer runs.")
     cpu_threads: int | None = Field(
         default=None, ge=1, description="Worker: threads of a trainer on the CPU. Unset: all cores."
     )

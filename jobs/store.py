@@ -25,8 +25,9 @@ from rq import Queue
 
 from jobs import events
 from jobs.errors import IdempotencyConflict, JobNotFound, StaleAttempt
-from jobs.queue import deliver, withdraw
+from jobs.queue import deliver, open_queue, withdraw
 from jobs.record import Failure, JobRecord, advance, begin_attempt, now
+from jobs.settings import Settings
 from jobs.status import Status
 
 IDEMPOTENCY_DAYS = 7
@@ -241,6 +242,12 @@ class Store:
             max_duration_s=record.spec.max_duration_s,
             at_front=record.spec.priority == "high",
         )
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name. Connects at the first call, not now."""
+    redis = Redis.from_url(settings.redis_url.get_secret_value(), health_check_interval=30, socket_keepalive=True)
+    return Store(redis, open_queue(settings.queue, redis))
 
 
 class _NothingToClaim(Exception):

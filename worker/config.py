@@ -1,0 +1,68 @@
+"""From the job spec (pydantic, at the edge) to the trainer's configuration (dataclasses, in the core). Nowhere else."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+from worker.data.config import DatasetConfig
+from worker.loop.config import (
+    CheckpointsConfig,
+    OptimizerConfig,
+    SamplesConfig,
+    ScheduleConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from worker.lora.config import LoRAConfig
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where an attempt's files lie on this machine."""
+
+    base_model: Path  # .safetensors file, or folder in diffusers' layout
+    dataset: Path  # folder of pictures and captions
+    output: Path  # folder that the trainer fills
+    cache: Path  # latents and text embeddings, shared by all jobs of this worker
+
+
+def trainer_config(spec: JobSpec, places: Places, settings: Settings) -> TrainerConfig:
+    """What the trainer is told to carry out `spec`."""
+    training, captions = spec.training, spec.dataset.captions
+    return TrainerConfig(
+        base_model=str(places.base_model),
+        output=str(places.output),
+        cache=str(places.cache),
+        dataset=DatasetConfig(
+            folder=str(places.dataset),
+            trigger=spec.dataset.trigger,
+            missing_captions=captions.missing,
+            caption_dropout=captions.dropout,
+        ),
+        train=TrainConfig(
+            steps=training.steps,
+            seed=training.seed,
+            gradient_accumulation=training.gradient_accumulation,
+            optimizer=OptimizerConfig(
+                name=training.optimizer.name,
+                learning_rate=training.optimizer.learning_rate,
+                weight_decay=training.optimizer.weight_decay,
+            ),
+            lr_schedule=ScheduleConfig(
+                name=training.lr_schedule.name,
+                warmup_steps=training.lr_schedule.warmup_steps,
+            ),
+            max_grad_norm=training.max_grad_norm,
+            min_snr_gamma=training.min_snr_gamma,
+            ema_decay=training.ema.decay if training.ema else None,
+        ),
+        lora=LoRAConfig(rank=spec.lora.rank, alpha=spec.lora.alpha, targets=spec.lora.targets),
+        resolution=training.resolution,
+        batch_size=training.batch_size,
+        checkpointing=spec.memory.checkpointing or "all",
+        device=settings.device,
+        samples=SamplesConfig(prompts=spec.samples.prompts, every_n_steps=spec.samples.every_n_steps),
+        checkpoints=CheckpointsConfig(every_n_steps=spec.checkpoints.every_n_steps, keep=spec.checkpoints.keep),
+        formats=spec.output.formats,
+    )

@@ -1,0 +1,130 @@
+"""Base models and datasets from the bucket, kept on this machine by what they are, up to a limit.
+
+An entry is named by a hash over the names, sizes and times of its objects: a changed object is another entry. It is
+filled under `<entry>.partial` and renamed when whole, so a broken download goes on where it stopped, file by file.
+Workers that share the folder take turns by a lock per entry, exclusive to fill or drop it, shared to use it.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self, TextIO
+
+from jobs.errors import StorageError, StorageUnavailable
+from jobs.storage import Storage, StoredObject
+from jobs.uri import S3Uri
+
+log = logging.getLogger(__name__)
+
+SPARE_BYTES = 1 << 30
+"""Room that a download leaves on the disk."""
+
+
+class Downloads:
+    """A folder of downloaded entries, the least recently used of which give way; entries in use never do.
+
+    A context manager: what was fetched stays in use until it is left.
+    """
+
+    def __init__(self, folder: Path, storage: Storage, max_bytes: int) -> None:
+        self.folder = folder
+        self._storage = storage
+        self._max_bytes = max_bytes
+        self._in_use = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._in_use.close()
+
+    def fetch(self, objects: list[StoredObject], root: S3Uri, on_bytes: Callable[[int], None]) -> Path:
+        """A local folder with `objects` under their names below `root`; from the cache if they are there.
+
+        `on_bytes` is called with the bytes that came since the last call, also while waiting, and may raise to end it.
+
+        Raises:
+            StorageError: the store fails, or the disk has no room.
+        """
+        entry = self.folder / _entry_name(objects)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = self._in_use.enter_context(entry.with_suffix(".lock").open("w"))
+        while True:
+            while not _try_lock(lock, fcntl.LOCK_EX):
+                on_bytes(0)
+                time.sleep(0.5)  # another worker is downloading the same entry
+            if not entry.exists():
+                self._download(objects, root, entry, on_bytes)
+            os.utime(entry)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if entry.exists():  # else it was dropped between the two locks
+                return entry
+
+    def _download(self, objects: list[StoredObject], root: S3Uri, entry: Path, on_bytes: Callable[[int], None]) -> None:
+        partial = entry.with_suffix(".partial")
+        missing = [each for each in objects if not _is_whole(partial / _name(each, root), each)]
+        need_bytes = sum(each.size_bytes for each in missing)
+        self._make_room(need_bytes)
+        log.info("Downloading %d files, %.1f MB, from %s", len(missing), need_bytes / 1e6, root)
+        partial.mkdir(exist_ok=True)
+        self._storage.download_all(((each.uri, partial / _name(each, root)) for each in missing), on_bytes)
+        for each in missing:
+            if not _is_whole(partial / _name(each, root), each):
+                raise StorageUnavailable(
+                    f"{each.uri} came with another size than listed: it changed meanwhile. Try again."
+                )
+        partial.rename(entry)
+
+    def _make_room(self, need_bytes: int) -> None:
+        entries = sorted((e for e in self.folder.iterdir() if e.is_dir()), key=lambda e: e.stat().st_mtime)
+        held_bytes = sum(_size_bytes(entry) for entry in entries)
+        for entry in entries:
+            free_bytes = shutil.disk_usage(self.folder).free
+            if held_bytes + need_bytes <= self._max_bytes and free_bytes >= need_bytes + SPARE_BYTES:
+                return
+            with entry.with_suffix(".lock").open("w") as lock:
+                if _try_lock(lock, fcntl.LOCK_EX):
+                    log.info("Dropping %s from the cache to make room", entry.name)
+                    held_bytes -= _size_bytes(entry)
+                    shutil.rmtree(entry)
+        free_bytes = shutil.disk_usage(self.folder).free
+        if free_bytes < need_bytes + SPARE_BYTES:
+            raise StorageError(
+                f"The worker's disk has {free_bytes / 2**30:.1f} GiB free at {self.folder}, but the download needs "
+                f"{need_bytes / 2**30:.1f} GiB and 1 GiB to spare. Free some, or set LORAQ_DATA_DIR to a larger disk."
+            )
+
+
+def _entry_name(objects: Iterable[StoredObject]) -> str:
+    listing = "\n".join(f"{each.uri} {each.size_bytes} {each.modified_at.isoformat()}" for each in objects)
+    return hashlib.sha256(listing.encode()).hexdigest()[:32]
+
+
+def _name(each: StoredObject, root: S3Uri) -> str:
+    """Path of an object below `root`. S3Uri.parse refused .., but a listing may still hold such keys."""
+    name = each.uri.key.removeprefix(root.key)
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise StorageError(f"{each.uri} cannot be a file's name: rename the object.")
+    return name
+
+
+def _is_whole(path: Path, each: StoredObject) -> bool:
+    return path.exists() and path.stat().st_size == each.size_bytes
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _try_lock(lock: TextIO, kind: int) -> bool:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
