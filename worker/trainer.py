@@ -20,11 +20,104 @@ error.
 and exactly one of these, last:
 
     {"fact": "finished", "steps": 100, "loss_first": 0.14, "loss_last": 0.11, "files": ["lora.safetensors", ...]}
-    {"fact": "stopped", "step": 57, "path": "checkpoints/step-000057" | null}     after SIGTERM: go on from path
+    {"fact": "stopped", "step": 57, "path": "checkpoints/step-000057"}            after SIGTERM: go on from path
     {"fact": "failed", "reason": "dataset_invalid" | ..., "message": "..."}       the only one with exit code 1, not 0
 
-Steps count from 1. Paths are relative to the output folder. `peak_bytes` is the most GPU memory allocated up to that
-step, null on a CPU. `loss_first` and `loss_last` are means over the first and last tenth of the steps, at least one.
-`path` of `stopped` is null when no step had been trained yet. `reason` is the TrainerError's, or out_of_memory_gpu,
-out_of_memory_host, or crashed. A process that ends without one of the last three was killed.
+Steps count from 1. Paths are relative to the output folder. `peak_bytes` is the most GPU memory allocated since
+training began, null on a CPU. `loss_first` and `loss_last` are means over the first and last tenth of the steps, at
+least one. `step` and `path` of `stopped` are null when this process had trained no step yet. `reason` is the
+TrainerError's, or out_of_memory_gpu, out_of_memory_host, or crashed. A process that ends without one of the last three
+was killed.
 """
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from worker.errors import TrainerError
+from worker.lifeline import die_with_parent
+from worker.loop.config_json import read_config
+from worker.loop.training import Stopped, Training
+
+
+class Facts:
+    """Writes facts to a stream, one JSON object a line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __call__(self, fact: str, **fields: object) -> None:
+        self._stream.write(json.dumps({"fact": fact, **fields}) + "\n")
+        self._stream.flush()
+
+
+class StopSignal:
+    """Remembers that SIGTERM or SIGINT came."""
+
+    def __init__(self) -> None:
+        self._came = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        self._came = True
+
+    def __call__(self) -> bool:
+        return self._came
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one training; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m worker.trainer", description="Train one adapter.")
+    parser.add_argument("config", type=Path, help="CONFIG.json, a TrainerConfig")
+    parser.add_argument("--parent", type=int, help="process id of the process that is to be obeyed")
+    options = parser.parse_args(arguments)
+    emit = Facts(_take_stdout())
+    stop_requested = StopSignal()
+    die_with_parent(options.parent)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        Training(read_config(options.config), emit, stop_requested).run()
+    except Stopped:
+        emit("stopped", step=None, path=None)
+    except Exception as error:
+        traceback.print_exc()
+        reason, message = explain(error)
+        emit("failed", reason=reason, message=message)
+        return 1
+    return 0
+
+
+def explain(error: Exception) -> tuple[str, str]:
+    """The failure's reason, one of jobs.errors.FailureReason by value, and a sentence for a person."""
+    if isinstance(error, TrainerError):
+        return error.reason, str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "out_of_memory_gpu",
+            "The GPU's memory ran out: lower resolution, batch_size or rank, or use checkpointing.",
+        )
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "out_of_memory_host", "The machine's memory ran out: use a machine with more, or fewer pictures."
+    first_line = (str(error).splitlines() or [""])[0]
+    return "crashed", f"The trainer failed with {type(error).__name__}: {first_line}"
+
+
+def _take_stdout() -> TextIO:
+    """Keep standard output for facts: whatever a library prints goes to standard error from here on."""
+    stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    sys.stdout.flush()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return stream
+
+
+if __name__ == "__main__":
+    sys.exit(main())

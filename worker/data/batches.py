@@ -41,8 +41,8 @@ class Batches:
     """Batches without end. Every batch is full and of one bucket size; every picture comes up equally often.
 
     Pictures of a bucket size are strung together, permutation after permutation, and cut into batches. After
-    `batch_size` permutations the cut comes out even for every bucket size, whatever its count: that is a cycle, as many
-    batches as there are pictures. Within a cycle the batches of all bucket sizes are shuffled. With batch_size 1 a cycle
+    `batch_size` permutations the cut comes out even for every bucket size, whatever its count: that is a cycle, as
+    many batches as there are pictures. Within a cycle, batches of all bucket sizes are shuffled. With batch_size 1 it
     is one epoch. A batch may hold a picture twice (with two noises) where two permutations meet.
 
     Args:

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from worker.model.conditioning import time_ids
+
 Size = tuple[int, int]
 
 
@@ -31,6 +33,11 @@ class Cut:
     def enlarged(self) -> bool:
         """The picture is smaller than what it is trained at, so that it is trained blurred."""
         return self.resized_px[0] > self.original_px[0]
+
+    def time_ids(self) -> Tensor:
+        """What the U-Net is told of it: [6], float32."""
+        (width, height), (bucket_width, bucket_height) = self.original_px, self.bucket_px
+        return time_ids((height, width), (self.top_px, self.left_px), (bucket_height, bucket_width))
 
 
 def bucket_sizes(resolution: int) -> list[Size]:

@@ -50,8 +50,8 @@ def encode_pictures(
             cached = {"latents": encode(vae, pixels[None])[0].cpu()}  # [4, h, w], host sync
             if not cached["latents"].isfinite().all():
                 raise NanLoss(
-                    f"The latents of {picture.name} are not finite. If it is so with every picture, the base model's VAE "
-                    f"is damaged; else remove this one."
+                    f"The latents of {picture.name} are not finite. If every picture's are, the base model's VAE is "
+                    f"damaged; else remove this one."
                 )
             cache.store(path, cached)
         yield cached["latents"]

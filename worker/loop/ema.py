@@ -1,0 +1,41 @@
+"""A running average of the adapter's weights: smoother than any single step's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from worker.lora.inject import LoRA
+
+
+class EMA:
+    """Exponential moving average of the adapter; megabytes, since the base is not in it.
+
+    Polyak averaging with a warm-up of the decay, min(decay, (1 + step) / (10 + step)), so that a short training is not
+    mostly its start: as in diffusers' EMAModel and TensorFlow's ExponentialMovingAverage.
+
+    Args:
+        lora: the adapter whose weights are the first average; copied.
+        decay: 0..1; 0.999 averages over about the last thousand steps.
+    """
+
+    def __init__(self, lora: LoRA, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: weight.clone() for name, weight in lora.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, lora: LoRA, step: int) -> None:
+        """Take in the weights that step number `step` (from 1) has left."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averages, weights = list(self.weights.values()), list(lora.state_dict().values())
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+
+    @contextmanager
+    def applied(self, lora: LoRA) -> Iterator[None]:
+        """Within the block, the adapter has the averaged weights; afterwards its own again, to the bit."""
+        own = {name: weight.clone() for name, weight in lora.state_dict().items()}
+        lora.load_state_dict(self.weights)
+        try:
+            yield
+        finally:
+            lora.load_state_dict(own)

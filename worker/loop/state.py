@@ -1,0 +1,121 @@
+"""Checkpoints: the whole state of a training in a folder `step-NNNNNN`, exact to the bit.
+
+    lora.safetensors         the adapter, float32
+    ema.safetensors          its running average, if there is one
+    optimizer.safetensors    the optimizer's tensors, named <parameter number>.<name>
+    metrics.jsonl            every step so far
+    state.json               the step, what the training was told, size and sha256 of the files above
+
+No pickle: a checkpoint may come from a bucket.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from worker.errors import TrainerError
+from worker.loop.train import TrainState
+from worker.lora.inject import LoRA
+
+_INDEX = "state.json"
+_PREFIX = "step-"
+
+
+def save_state(parent: Path, lora: LoRA, state: TrainState, identity: Mapping[str, Any], metrics: Path) -> Path:
+    """Write `parent/step-NNNNNN`, under another name first, so that it is there whole or not at all.
+
+    Args:
+        parent: folder of all checkpoints.
+        lora: the adapter after step `state.step`.
+        state: the rest.
+        identity: what must be the same for a training that goes on from here, as JSON; by what the person calls it.
+        metrics: file of the steps so far; copied.
+    """
+    target = parent / f"{_PREFIX}{state.step:06d}"
+    folder = parent / f".{target.name}.tmp"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _save_tensors(folder / "lora.safetensors", lora.state_dict())
+    _save_tensors(folder / "optimizer.safetensors", _optimizer_tensors(state.optimizer))
+    if state.ema:
+        _save_tensors(folder / "ema.safetensors", state.ema.weights)
+    shutil.copyfile(metrics, folder / metrics.name)
+    files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
+    index = {"version": 1, "step": state.step, "identity": identity, "files": files}
+    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(target, ignore_errors=True)
+    folder.replace(target)
+    return target
+
+
+def load_state(folder: Path, lora: LoRA, state: TrainState, identity: Mapping[str, Any]) -> None:
+    """Bring the adapter and `state` (from TrainState.begin) to where a checkpoint left them.
+
+    Raises:
+        TrainerError: the checkpoint is incomplete or damaged, or belongs to another training. Nothing is changed then.
+    """
+    index = _read_index(folder)
+    wanted = json.loads(json.dumps(identity))  # as it reads after a round trip: lists for tuples
+    keys = sorted(wanted.keys() | index["identity"].keys())
+    changed = [key for key in keys if wanted.get(key) != index["identity"].get(key)]
+    if changed:
+        changes = "; ".join(f"{key} was {index['identity'].get(key)} and is {wanted.get(key)}" for key in changed)
+        raise TrainerError(f"{folder.name} belongs to another training: {changes}. Start anew, or undo the change.")
+    lora.load_state_dict(safetensors.torch.load_file(folder / "lora.safetensors"))
+    if state.ema:
+        for name, weight in safetensors.torch.load_file(folder / "ema.safetensors").items():
+            state.ema.weights[name].copy_(weight)
+    _load_optimizer(state.optimizer, safetensors.torch.load_file(folder / "optimizer.safetensors"))
+    state.step = index["step"]
+
+
+def prune(parent: Path, keep: int) -> None:
+    """Delete all checkpoints but the newest `keep`, and what interrupted saves have left."""
+    for unfinished in parent.glob(f".{_PREFIX}*.tmp"):
+        shutil.rmtree(unfinished)
+    for old in sorted(parent.glob(f"{_PREFIX}*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        damaged = [name for name, stored in index["files"].items() if _fingerprint(folder / name) != stored]
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainerError(f"{folder} is no whole checkpoint ({error}): go on from an older one.") from error
+    if damaged:
+        raise TrainerError(f"{folder} is damaged ({', '.join(damaged)}): go on from an older one.")
+    return index
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    states: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": tensor for number, values in states.items() for name, tensor in values.items()}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        states.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

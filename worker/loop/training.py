@@ -1,0 +1,219 @@
+"""One training from its configuration to its files, phase by phase. Says how it goes through `emit`."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worker.data.batches import Batches, Example
+from worker.data.buckets import Cut, bucket_sizes, cut_for
+from worker.data.cache import Cache
+from worker.data.dataset import Dataset, read_dataset
+from worker.data.encoding import TextEmbedding, encode_captions, encode_pictures
+from worker.data.report import dataset_report
+from worker.loop.config import TrainerConfig
+from worker.loop.metrics import Metrics
+from worker.loop.outputs import write_outputs
+from worker.loop.preview import sample
+from worker.loop.state import load_state, prune, save_state
+from worker.loop.train import TrainState, train
+from worker.lora.inject import LoRA, inject
+from worker.memory.checkpoint import enable_checkpointing
+from worker.model.tokenizer import END, MAX_TOKENS, load_tokenizer
+from worker.model.unet import UNet
+from worker.model.vae import load_vae
+from worker.model.weights import BaseModel, load_unet, open_base_model
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[..., None]  # emit("step", step=1, ...) reports one fact of the contract in worker.trainer
+Captions = dict[str, TextEmbedding]  # every caption and prompt, and the empty one
+
+
+class Stopped(Exception):
+    """The training was told to stop before this process had trained a step."""
+
+
+class Training:
+    """Everything that the phases hand on to each other.
+
+    Args:
+        config: what to train.
+        emit: takes the name and the fields of each fact.
+        stop_requested: asked between pictures and between steps.
+    """
+
+    def __init__(self, config: TrainerConfig, emit: Emit, stop_requested: Callable[[], bool]) -> None:
+        self.config = config
+        self.emit = emit
+        self.stop_requested = stop_requested
+        self.device = _device(config)
+        self.dtype = getattr(torch, config.dtype)
+        self.output = Path(config.output)
+
+    def run(self) -> None:
+        """Train. The last fact emitted is `finished`, or `stopped` after a checkpoint.
+
+        Raises:
+            TrainerError: a person can put it right.
+            Stopped: before the first step, so that there is nothing to keep.
+        """
+        self.emit("phase", name="reading")
+        base, dataset, cuts = self._read()
+        self.emit("phase", name="encoding")
+        batches, captions = self._encode(base, dataset, cuts)
+        self.emit("phase", name="loading")
+        unet, lora = self._load(base)
+        self.emit("phase", name="training")
+        self._train(base, dataset, batches, captions, unet, lora)
+
+    def _read(self) -> tuple[BaseModel, Dataset, list[Cut]]:
+        """Look at everything before anything expensive happens, so that a mistake is told within seconds."""
+        base = open_base_model(Path(self.config.base_model))
+        with torch.device("meta"):
+            skeleton = UNet(base.unet_config).requires_grad_(False)
+        inject(skeleton, self.config.lora, self.config.train.seed)
+        dataset = read_dataset(self.config.dataset)
+        sizes = bucket_sizes(self.config.resolution)
+        cuts = [cut_for(picture.size_px, sizes) for picture in dataset.pictures]
+        report = asdict(dataset_report(dataset, cuts))
+        warnings = [*report.pop("warnings"), *_cut_captions(dataset)]
+        self.emit("dataset", **report)
+        for message in warnings:
+            self.emit("warning", message=message)
+        return base, dataset, cuts
+
+    def _encode(self, base: BaseModel, dataset: Dataset, cuts: Sequence[Cut]) -> tuple[Batches, Captions]:
+        """Both encoders are gone from the device when this returns."""
+        cache = Cache(Path(self.config.cache))
+        texts = list(dict.fromkeys(["", *(p.caption for p in dataset.pictures), *self.config.samples.prompts]))
+        total = len(texts) + len(dataset.pictures)
+        captions: Captions = {}
+        for text, embedding in zip(texts, encode_captions(texts, cache, base, self.device, self.dtype), strict=True):
+            captions[text] = embedding
+            self._encoded(len(captions), total)
+        examples: list[Example] = []
+        pictures = list(zip(dataset.pictures, cuts, strict=True))
+        for (picture, cut), latents in zip(
+            pictures, encode_pictures(pictures, cache, base, self.device, self.dtype), strict=True
+        ):
+            examples.append(Example(latents, captions[picture.caption], cut.time_ids()))
+            self._encoded(len(texts) + len(examples), total)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the encoders left, for the U-Net
+        dropout = self.config.dataset.caption_dropout
+        return Batches(examples, captions[""], self.config.batch_size, self.config.train.seed, dropout), captions
+
+    def _encoded(self, done: int, total: int) -> None:
+        self.emit("encoded", done=done, total=total)
+        if self.stop_requested():
+            raise Stopped
+
+    def _load(self, base: BaseModel) -> tuple[UNet, LoRA]:
+        """Base to the device and frozen, then the adapter on it; only then is anything asked what is trainable."""
+        unet = load_unet(base, self.device, self.dtype)
+        lora = inject(unet, self.config.lora, self.config.train.seed)
+        enable_checkpointing(unet, self.config.checkpointing)
+        log.info("Put %d trainable weights on %d modules.", lora.parameter_count(), len(lora.modules))
+        return unet, lora
+
+    def _train(
+        self, base: BaseModel, dataset: Dataset, batches: Batches, captions: Captions, unet: UNet, lora: LoRA
+    ) -> None:
+        config, checkpoints = self.config, self.output / "checkpoints"
+        state = TrainState.begin(lora, config.train)
+        identity = _identity(config, base, dataset)
+        resume_from = Path(config.resume_from) if config.resume_from else None
+        if resume_from:
+            load_state(resume_from, lora, state, identity)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        if self.stop_requested():
+            raise Stopped
+        with Metrics(self.output / "metrics.jsonl", resume_from and resume_from / "metrics.jsonl") as metrics:
+            for result in train(unet, lora, batches, config.train, state):
+                metrics.add(result)
+                self.emit("step", steps=config.train.steps, **asdict(result))
+                last = result.step == config.train.steps
+                stopping = self.stop_requested() and not last
+                if (
+                    config.samples.prompts
+                    and (last or _due(result.step, config.samples.every_n_steps))
+                    and not stopping
+                ):
+                    self._sample(base, unet, captions, result.step)
+                if stopping or _due(result.step, config.checkpoints.every_n_steps):
+                    folder = save_state(checkpoints, lora, state, identity, metrics.path)
+                    prune(checkpoints, config.checkpoints.keep)
+                    self.emit("checkpoint", step=result.step, path=self._relative(folder))
+                    if stopping:
+                        self.emit("stopped", step=result.step, path=self._relative(folder))
+                        return
+            self.emit("phase", name="exporting")
+            files = write_outputs(self.output, config, lora, state.ema, metrics)
+            first, final = metrics.ends()
+            names = [self._relative(file) for file in files]
+            self.emit("finished", steps=state.step, loss_first=first, loss_last=final, files=names)
+
+    def _sample(self, base: BaseModel, unet: UNet, captions: Captions, step: int) -> None:
+        """The VAE is loaded for the moment only: between samples its memory belongs to training."""
+        options, folder = self.config.samples, self.output / "samples"
+        folder.mkdir(exist_ok=True)
+        vae = load_vae(base, self.device, self.dtype)
+        for number, prompt in enumerate(options.prompts):
+            image = sample(
+                unet,
+                vae,
+                captions[prompt],
+                captions[""],
+                side_px=self.config.resolution,
+                steps=options.sampler_steps,
+                guidance=options.guidance,
+                seed=self.config.train.seed,
+                device=self.device,
+            )
+            path = folder / f"step-{step:06d}-{number}.png"
+            image.save(path)
+            self.emit("sample", step=step, path=self._relative(path))
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.output).as_posix()
+
+
+def _device(config: TrainerConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def _due(step: int, every_n_steps: int | None) -> bool:
+    return every_n_steps is not None and step % every_n_steps == 0
+
+
+def _cut_captions(dataset: Dataset) -> list[str]:
+    """A warning if captions lose their ends, because the text encoders take 77 tokens with start and end."""
+    tokenizer = load_tokenizer(END)
+    long = [p.name for p in dataset.pictures if len(tokenizer.tokenize(p.caption)) + 2 > MAX_TOKENS]
+    shown = ", ".join(long[:10]) + (", …" if len(long) > 10 else "")
+    return [f"{len(long)} captions are longer than {MAX_TOKENS} tokens and were cut: {shown}."] if long else []
+
+
+def _identity(config: TrainerConfig, base: BaseModel, dataset: Dataset) -> dict[str, Any]:
+    """What must not change between a checkpoint and the training that goes on from it. The number of steps may."""
+    content = json.dumps([(picture.sha256, picture.caption) for picture in dataset.pictures])
+    told = asdict(config.train)
+    del told["steps"]
+    return told | {
+        "lora": asdict(config.lora),
+        "batch_size": config.batch_size,
+        "resolution": config.resolution,
+        "dtype": config.dtype,
+        "caption_dropout": config.dataset.caption_dropout,
+        "dataset": hashlib.sha256(content.encode()).hexdigest(),
+        "base_model": [base.vae_sha256, base.text_encoders_sha256],
+    }
