@@ -92,8 +92,8 @@ def _refuse_pickle(name: str, start: bytes) -> None:
     is_pickle = start[:1] == b"\x80" and start[1:2] in PICKLE_PROTOCOLS and start[LENGTH_BYTES:] != b"{"
     if is_pickle or start.startswith(b"PK\x03\x04"):
         raise BaseModelInvalid(
-            f"{name} is a pickle, which can run code when read. Convert it to safetensors, or use the .safetensors file "
-            f"that most models come with."
+            f"{name} is a pickle, which can run code when read. Convert it to safetensors, or use the .safetensors "
+            f"file that most models come with."
         )
 
 

@@ -154,17 +154,16 @@ def _shape_vae(vae: AutoencoderKL, generator: torch.Generator) -> None:
     pictures = torch.fft.irfft2(torch.fft.rfft2(noise) * amplitude)  # [8, 3, H, W]
     pictures = (pictures / pictures.std() / 2).clamp(-1, 1)
 
-    moments = vae.double().encode(pictures).latent_dist.parameters  # [8, 8, h, w]: four means, four log variances
-    latents = moments.chunk(2, dim=1)[0]
+    posterior = vae.double().encode(pictures, return_dict=False)[0]
+    latents = posterior.mode()  # [8, 4, h, w]
     means = (latents.mean(dim=(0, 2, 3)) * 256).round() / 256  # [4]
     spreads = (latents.std(dim=(0, 2, 3)) * 256).round() / 256  # [4]
-    vae.float()
-    assert vae.quant_conv is not None
+    weight, bias = vae.float().get_parameter("quant_conv.weight"), vae.get_parameter("quant_conv.bias")
     gain = 1 / (spreads * _CONFIGS["vae"]["scaling_factor"])  # [4]
-    vae.quant_conv.weight[:4] *= gain.float()[:, None, None, None]
-    vae.quant_conv.bias[:4] = (-means * gain).float()
-    vae.quant_conv.weight[4:] = 0
-    vae.quant_conv.bias[4:] = -10.0  # log variance: a tight posterior, like SDXL's
+    weight[:4] *= gain.float()[:, None, None, None]
+    bias[:4] = (-means * gain).float()
+    weight[4:] = 0
+    bias[4:] = -10.0  # log variance: a tight posterior, like SDXL's
 
 
 def _write_folder(folder: Path, states: dict[Part, State]) -> None:

@@ -164,6 +164,6 @@ def _refuse_other_families(config: dict[str, Any]) -> None:
     if config.get("cross_attention_dim") in (768, 1024) and not config.get("addition_embed_type"):
         family = "1.5" if config["cross_attention_dim"] == 768 else "2"
         raise BaseModelInvalid(
-            f"This is Stable Diffusion {family}: its cross attention is {config['cross_attention_dim']} wide, SDXL's 2048. "
-            f"Use an SDXL base model."
+            f"This is Stable Diffusion {family}: its cross attention is {config['cross_attention_dim']} wide, SDXL's "
+            f"2048. Use an SDXL base model."
         )

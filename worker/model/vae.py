@@ -44,11 +44,12 @@ def encode(vae: AutoencoderKL, pixel_values: Tensor) -> Tensor:
     Returns:
         [b, 4, h, w] in the VAE's dtype. It may hold values that are not finite: the caller knows the pictures' names.
     """
-    posterior = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist  # the VAE's border
+    (posterior,) = vae.encode(pixel_values.to(vae.device, vae.dtype), return_dict=False)  # the VAE's border
     return posterior.mode() * vae.config["scaling_factor"]  # [b, 4, h, w]
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Return the pictures of latents: [b, 4, h, w] -> [b, 3, H, W], about -1..1, in the VAE's dtype."""
-    return vae.decode(latents.to(vae.device, vae.dtype) / vae.config["scaling_factor"]).sample  # the VAE's border
+    latents = latents.to(vae.device, vae.dtype)  # the VAE's border
+    return vae.decode(latents / vae.config["scaling_factor"], return_dict=False)[0]  # [b, 3, H, W]

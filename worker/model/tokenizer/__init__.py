@@ -5,6 +5,7 @@ Both text encoders of SDXL split text alike; they differ only in how they fill a
 
 import json
 from pathlib import Path
+from typing import Any
 
 from transformers import CLIPTokenizer
 
@@ -17,7 +18,7 @@ def load_tokenizer(pad_token: str) -> CLIPTokenizer:
     """Return the tokenizer that fills captions with `pad_token`: END for text encoder 1, "!" for text encoder 2."""
     vocab = json.loads((FOLDER / "vocab.json").read_text(encoding="utf-8"))
     lines = (FOLDER / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = [tuple(line.split()) for line in lines[1:]]  # the first line is a version
+    merges: Any = [tuple(line.split()) for line in lines[1:]]  # the first line is a version
     return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=MAX_TOKENS)
 
 
