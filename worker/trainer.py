@@ -83,7 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     emit = Facts(_take_stdout())
     stop_requested = StopSignal()
     die_with_parent(options.parent)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("worker").setLevel(logging.INFO)
     try:
         Training(read_config(options.config), emit, stop_requested).run()
     except Stopped:

@@ -12,7 +12,7 @@ from worker.lora.inject import LoRA
 def write_outputs(output: Path, config: TrainerConfig, lora: LoRA, ema: EMA | None, metrics: Metrics) -> list[Path]:
     """Write `lora.safetensors`, `lora_diffusers.safetensors` (as formats say) and `loss.png`; list all files there are.
 
-    With an EMA, the averaged weights lie beside the last ones: `lora_ema.safetensors`, `lora_diffusers_ema.safetensors`.
+    With an EMA, the averaged weights lie beside the last: `lora_ema.safetensors`, `lora_diffusers_ema.safetensors`.
     """
     files = _write_adapter(output, "", config, lora)
     if ema:
