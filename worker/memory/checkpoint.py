@@ -37,8 +37,8 @@ class _Recompute(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         # saved_tensors also checks that nobody changed a weight in place between forward and backward.
         inputs, parameters = ctx.saved_tensors[: ctx.input_count], ctx.saved_tensors[ctx.input_count :]
-        needs_grad = ctx.needs_input_grad[2:]
-        inputs = [x.detach().requires_grad_(needs) for x, needs in zip(inputs, needs_grad, strict=False)]
+        needs_grad = ctx.needs_input_grad[2 : 2 + ctx.input_count]  # after `run` and `input_count`
+        inputs = [x.detach().requires_grad_(needs) for x, needs in zip(inputs, needs_grad, strict=True)]
         with torch.enable_grad():
             output = ctx.run(*inputs)
         wanted = [x for x in inputs if x.requires_grad]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from worker.errors import BaseModelInvalid
 from worker.model import sdxl_configs, single_file
-from worker.model.single_file import IGNORED_KEYS, PREFIXES, Location, Part
+from worker.model.single_file import PREFIXES, Location, Part, is_ignored
 from worker.model.stored_tensors import StoredTensor, content_sha256, read_header
 from worker.model.unet_config import UNetConfig
 
@@ -155,8 +155,8 @@ def _open_single_file(path: Path) -> BaseModel:
             f"{path.name} holds no tensor {', '.join(absent)}: use a whole SDXL checkpoint, with U-Net, VAE and both "
             f"text encoders."
         )
-    known = {key for found in tensors.values() for key in found} | IGNORED_KEYS
-    if unread := sorted(key for key in stored if key not in known and not key.startswith(_BESIDE_PARTS)):
+    read = {key for found in tensors.values() for key in found}
+    if unread := sorted(key for key in stored.keys() - read if not (key.startswith(_BESIDE_PARTS) or is_ignored(key))):
         log.warning(
             "Left %d tensors of %s unread, since no part of SDXL holds them: %s",
             len(unread),

@@ -32,6 +32,9 @@ class ResnetBlock2D(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, hidden: Tensor, time_embed: Tensor) -> Tensor:
+        # A view costs nothing, and makes the block sum its input's gradient before that of a skip is added: addition is
+        # not associative, and checkpointing (which sums so of necessity) shall give the same bits.
+        hidden = hidden.view_as(hidden)
         residual = hidden if self.conv_shortcut is None else self.conv_shortcut(hidden)  # [b, c_out, h, w]
         hidden = self.conv1(F.silu(self.norm1(hidden)))  # [b, c_out, h, w]
         hidden = hidden + self.time_emb_proj(F.silu(time_embed))[:, :, None, None]

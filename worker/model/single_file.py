@@ -19,14 +19,13 @@ PREFIXES: dict[Part, str] = {
     "text_encoder_2": "conditioner.embedders.1.model.",
 }
 
-# In the file, but no weights: a buffer that old versions stored, and CLIP's temperature, which only its training uses.
-IGNORED_KEYS = frozenset(
-    {
-        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids",
-        "conditioner.embedders.1.model.logit_scale",
-        "text_model.embeddings.position_ids",
-    }
-)
+# CLIP's, but not SDXL's: a buffer that old versions saved, CLIP's temperature, and the first encoder's projection.
+_IGNORED_ENDS = ("position_ids", "logit_scale", "embedders.0.transformer.text_projection.weight")
+
+
+def is_ignored(key: str) -> bool:
+    """Say whether a tensor of a text encoder may lie in a file without SDXL using it."""
+    return key.endswith(_IGNORED_ENDS)
 
 
 @dataclass(frozen=True)

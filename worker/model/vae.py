@@ -23,8 +23,15 @@ def load_vae(base: BaseModel, device: torch.device | str, dtype: torch.dtype) ->
     """
     if dtype == torch.float16:
         raise ValueError("SDXL's VAE overflows in FP16 and gives black pictures: load it in BF16 or FP32.")
+    config = base.configs["vae"]
+    if "scaling_factor" not in config:  # diffusers would silently take Stable Diffusion 1.5's
+        raise BaseModelInvalid("The VAE's config has no scaling_factor: use an SDXL base model (0.13025).")
+    if config.get("latents_mean") is not None:
+        raise BaseModelInvalid(
+            "The VAE's config has latents_mean, as Playground's has, not SDXL's: use an SDXL base model."
+        )
     with torch.device("meta"):
-        vae = AutoencoderKL.from_config(base.configs["vae"])
+        vae = AutoencoderKL.from_config(config)
     if not isinstance(vae, AutoencoderKL) or vae.config["latent_channels"] != base.unet_config.latent_channels:
         raise BaseModelInvalid("The VAE's latents do not have as many channels as the U-Net's: use an SDXL base model.")
     load_part(vae, base, "vae", device, dtype)

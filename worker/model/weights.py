@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from worker.errors import BaseModelInvalid
 from worker.model.base_model import BaseModel, open_base_model
-from worker.model.single_file import IGNORED_KEYS, Location, Part
+from worker.model.single_file import Location, Part, is_ignored
 from worker.model.stored_tensors import StoredTensor
 from worker.model.unet import UNet
 
@@ -89,7 +89,7 @@ def _check(
     """Compare what the module needs with what the files hold, by the files' own names."""
     needed = {location.key: _stored_shape(location, shapes[name]) for name, location in locations.items()}
     missing = needed.keys() - stored.keys()
-    unexpected = stored.keys() - needed.keys() - IGNORED_KEYS
+    unexpected = {key for key in stored.keys() - needed.keys() if not is_ignored(key)}
     misshaped = [
         f"{key} ({_times(stored[key].shape)} instead of {_times(shape)})"
         for key, shape in needed.items()
