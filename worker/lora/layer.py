@@ -34,9 +34,8 @@ class LoRALinear(nn.Linear):
         self.in_features, self.out_features = base.in_features, base.out_features
         limit = min(self.in_features, self.out_features)
         if not 1 <= rank <= limit:
-            raise ValueError(
-                f"rank is {rank}, but the layer is {self.out_features}x{self.in_features}: use 1..{limit}."
-            )
+            shape = f"{self.out_features}x{self.in_features}"
+            raise ValueError(f"rank is {rank}, but the layer is {shape}: use 1 to {limit}.")
         self.weight, self.bias = base.weight, base.bias
         self.scale = scale
         lora_A = torch.empty(rank, self.in_features)  # noqa: N806, the field's own name
