@@ -78,6 +78,8 @@ def pixel_values(image: Image.Image, cut: Cut) -> Tensor:
     """
     (width, height), left, top = cut.bucket_px, cut.left_px, cut.top_px
     scale_x, scale_y = cut.original_px[0] / cut.resized_px[0], cut.original_px[1] / cut.resized_px[1]
-    box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)  # in original px
+    right = min((left + width) * scale_x, cut.original_px[0])  # which rounding may exceed
+    bottom = min((top + height) * scale_y, cut.original_px[1])
+    box = (left * scale_x, top * scale_y, right, bottom)  # in original px
     values = np.asarray(image.resize(cut.bucket_px, Image.Resampling.LANCZOS, box=box), dtype=np.float32)  # [h, w, 3]
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()

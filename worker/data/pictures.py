@@ -17,7 +17,8 @@ UNREAD_ENDINGS = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl")  #
 PIXEL_LIMIT = 80_000_000
 """More than any camera; a small file that unpacks to more would take the machine's memory. Under Pillow's own limit."""
 
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP")  # MPO: a JPEG with further views, as some phones make
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_SEVERAL_VIEWS = "MPO"  # a JPEG with further views behind the first, as some phones make; Pillow opens it as such
 _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")
 _PLAIN = ("1", "L", "P", "RGB", "YCbCr", "CMYK")
 _TRANSPARENT = ("LA", "PA", "RGBA", "La", "RGBa")
@@ -46,7 +47,7 @@ def open_picture(path: Path) -> OpenedPicture:
         if pixels > PIXEL_LIMIT:
             raise DatasetInvalid(f"has {pixels:,} pixels, more than {PIXEL_LIMIT:,}: make it smaller")
         frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":
+        if frames > 1 and image.format != _SEVERAL_VIEWS:
             raise DatasetInvalid(f"is animated ({frames} frames): save the frame you want as a still picture")
         image.load()
         upright = ImageOps.exif_transpose(image)

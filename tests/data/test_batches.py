@@ -1,0 +1,90 @@
+"""Batches are full, of one size, fair to every picture, and a function of seed and position alone."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from worker.data.batches import Batches, Example
+from worker.data.encoding import TextEmbedding
+
+EMPTY = TextEmbedding(torch.zeros(77, 4), torch.zeros(2))
+
+
+@pytest.fixture
+def make_batches() -> Callable[..., Batches]:
+    """Five wide and three high pictures, each filled with its own number from 1 on."""
+
+    def make(batch_size: int = 2, seed: int = 0, dropout: float = 0.0) -> Batches:
+        shapes = [(4, 2, 4)] * 5 + [(4, 4, 2)] * 3
+        examples = [
+            Example(
+                torch.full(shape, n),
+                TextEmbedding(torch.full((77, 4), n), torch.full((2,), n)),
+                torch.full((6,), n),
+            )
+            for n, shape in enumerate(shapes, start=1)
+        ]
+        return Batches(examples, EMPTY, batch_size, seed, dropout)
+
+    return make
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 10])
+def test_every_batch_is_full_and_every_picture_comes_up_equally_often(
+    make_batches: Callable[..., Batches], batch_size: int
+) -> None:
+    batches = make_batches(batch_size)
+    for cycle in range(3):
+        positions = range(cycle * len(batches), (cycle + 1) * len(batches))
+        drawn = [batches.indices(position) for position in positions]
+        assert {len(indices) for indices in drawn} == {batch_size}
+        assert Counter(i for indices in drawn for i in indices) == dict.fromkeys(range(8), batch_size)
+        for indices in drawn:
+            assert len({tuple(batches.examples[i].latents.shape) for i in indices}) == 1
+
+
+def test_a_batch_depends_on_seed_and_position_alone(make_batches: Callable[..., Batches]) -> None:
+    straight = [make_batches().indices(position) for position in range(40)]
+    batches = make_batches()
+    torch.manual_seed(123)  # the global stream plays no part
+    backwards = [batches.indices(position) for position in reversed(range(40))]
+    assert straight == backwards[::-1]
+    assert straight != [make_batches(seed=1).indices(position) for position in range(40)]
+    assert straight[:8] != straight[8:16]  # each cycle is shuffled anew
+
+
+def test_a_batch_holds_what_belongs_together(make_batches: Callable[..., Batches]) -> None:
+    batches = make_batches(batch_size=3)
+    for position in range(8):
+        batch = batches.at(position)
+        numbers = torch.tensor(batches.indices(position)) + 1
+        assert batch.latents.shape[:2] == (3, 4)
+        assert torch.equal(batch.latents[:, 0, 0, 0], numbers)
+        assert torch.equal(batch.text_embeds[:, 0, 0], numbers)
+        assert torch.equal(batch.pooled_text_embeds[:, 0], numbers)
+        assert torch.equal(batch.time_ids[:, 0], numbers)
+
+
+def test_caption_dropout_replaces_both_embeddings_at_its_rate(make_batches: Callable[..., Batches]) -> None:
+    batches = make_batches(batch_size=4, dropout=0.25)
+    dropped = []
+    for position in range(500):
+        batch = batches.at(position)
+        assert torch.equal(batch.text_embeds[:, 0, 0] == 0, batch.pooled_text_embeds[:, 0] == 0)
+        assert (batch.time_ids > 0).all()  # only the caption goes
+        dropped += (batch.pooled_text_embeds[:, 0] == 0).tolist()
+        assert torch.equal(batches.at(position).text_embeds, batch.text_embeds)  # the same each time it is asked for
+    assert sum(dropped) / len(dropped) == pytest.approx(0.25, abs=0.04)  # 4 sigma of 2,000 draws
+
+
+@pytest.mark.parametrize(("dropout", "kept"), [(0.0, 8), (1.0, 0)])
+def test_caption_dropout_has_clean_ends(make_batches: Callable[..., Batches], dropout: float, kept: int) -> None:
+    batches = make_batches(batch_size=1, dropout=dropout)
+    assert sum(bool(batches.at(position).text_embeds.any()) for position in range(8)) == kept
+
+
+def test_no_examples_are_refused() -> None:
+    with pytest.raises(ValueError, match="no examples"):
+        Batches([], EMPTY, 1, 0)

@@ -1,0 +1,131 @@
+"""A dataset is read whole, or all that is wrong with it is said at once; nothing is skipped without a line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from worker.data.buckets import bucket_sizes, cut_for
+from worker.data.config import DatasetConfig, MissingCaptions
+from worker.data.dataset import Dataset, read_dataset
+from worker.data.report import dataset_report
+from worker.errors import DatasetInvalid
+
+Make = Callable[..., Path]
+
+
+def read(tmp_path: Path, trigger: str | None = None, missing_captions: MissingCaptions = "error") -> Dataset:
+    return read_dataset(DatasetConfig(str(tmp_path / "dataset"), trigger, missing_captions))
+
+
+def test_real_photos_are_read_with_their_captions(photos: Path) -> None:
+    dataset = read_dataset(DatasetConfig(str(photos)))
+    assert [picture.name for picture in dataset.pictures] == sorted(path.name for path in photos.glob("*.jpg"))
+    assert dataset.pictures[3].caption.startswith("close-up photo of a ginger tabby cat")
+    assert dataset.pictures[3].size_px == (451, 300)
+    assert dataset.skipped == ("LICENSES.md is neither a picture nor a caption.",)
+    assert dataset.warnings == ()
+
+
+def test_subfolders_and_endings_in_capitals_are_read(tmp_path: Path, make_picture: Make) -> None:
+    make_picture("b/two.PNG")
+    make_picture("one.JPG")
+    assert [picture.name for picture in read(tmp_path).pictures] == ["b/two.PNG", "one.JPG"]
+
+
+def test_captions_may_have_a_byte_order_mark_and_lines(tmp_path: Path, make_picture: Make) -> None:
+    make_picture("a.png").with_suffix(".txt").write_bytes("\ufeffein Kätzchen,\r\n  rot \n".encode())
+    assert read(tmp_path).pictures[0].caption == "ein Kätzchen, rot"
+
+
+def test_kohyas_caption_ending_is_read_and_txt_wins(tmp_path: Path, make_picture: Make) -> None:
+    make_picture("a.png", caption=None).with_suffix(".caption").write_text("from a.caption")
+    make_picture("b.png", caption="from b.txt").with_suffix(".caption").write_text("from b.caption")
+    dataset = read(tmp_path)
+    assert [picture.caption for picture in dataset.pictures] == ["from a.caption", "from b.txt"]
+    assert dataset.skipped == ("b.caption is not used, because b.txt is there.",)
+
+
+def test_the_trigger_goes_before_each_caption(tmp_path: Path, make_picture: Make) -> None:
+    make_picture("a.png", caption="sitting")
+    make_picture("b.png", caption=None)
+    captions = [picture.caption for picture in read(tmp_path, "ohwx cat", "empty").pictures]
+    assert captions == ["ohwx cat, sitting", "ohwx cat"]
+
+
+@pytest.mark.parametrize(("missing", "caption"), [("empty", ""), ("filename", "red fox 2")])
+@pytest.mark.parametrize("written", [None, " \n"])
+def test_a_missing_caption_may_be_allowed(
+    tmp_path: Path, make_picture: Make, missing: MissingCaptions, caption: str, written: str | None
+) -> None:
+    make_picture("red_fox-2.png", caption=written)
+    assert read(tmp_path, missing_captions=missing).pictures[0].caption == caption
+
+
+@pytest.mark.parametrize("written", [None, " \n"])
+def test_a_missing_caption_is_an_error_that_names_the_file(
+    tmp_path: Path, make_picture: Make, written: str | None
+) -> None:
+    make_picture("cat.png", caption=written)
+    with pytest.raises(DatasetInvalid, match=r"cat\.png has no caption: write cat\.txt beside it"):
+        read(tmp_path)
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path, make_picture: Make) -> None:
+    make_picture("good.png")
+    broken = make_picture("broken.jpg")
+    broken.write_bytes(broken.read_bytes()[:300])
+    make_picture("bare.png", caption=None)
+    make_picture("latin.png").with_suffix(".txt").write_bytes(b"caf\xe9")
+    (tmp_path / "dataset" / "phone.HEIC").touch()
+    with pytest.raises(DatasetInvalid) as caught:
+        read(tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "The dataset cannot be trained on: 4 faults."
+    assert lines[1].startswith("bare.png has no caption")
+    assert lines[2].startswith("broken.jpg cannot be decoded")
+    assert lines[3] == "latin.txt is not UTF-8 (byte 3): save it as UTF-8."
+    assert lines[4].startswith("phone.HEIC is a .heic file: save it as one of .jpg")
+
+
+def test_after_ten_faults_the_rest_is_counted(tmp_path: Path, make_picture: Make) -> None:
+    for number in range(13):
+        make_picture(f"{number:02}.png", caption=None)
+    with pytest.raises(DatasetInvalid) as caught:
+        read(tmp_path)
+    lines = str(caught.value).splitlines()
+    assert (lines[0], len(lines), lines[-1]) == ("The dataset cannot be trained on: 13 faults.", 12, "And 3 more.")
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetInvalid, match="is not a folder"):
+        read(tmp_path)
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "notes.txt").touch()
+    with pytest.raises(DatasetInvalid, match=r"has no picture \(\.jpg.*\) among 1 files"):
+        read(tmp_path)
+
+
+def test_every_file_is_a_picture_a_caption_or_a_line_in_the_report(tmp_path: Path, make_picture: Make) -> None:
+    make_picture("cat.png")
+    for name in ("dog.txt", ".DS_Store", "notes.md"):
+        (tmp_path / "dataset" / name).touch()
+    assert read(tmp_path).skipped == (
+        ".DS_Store is neither a picture nor a caption.",
+        "dog.txt is a caption without picture.",
+        "notes.md is neither a picture nor a caption.",
+    )
+
+
+def test_the_report_counts_and_warns(tmp_path: Path, make_picture: Make) -> None:
+    for number in range(6):
+        make_picture(f"{number}.png", size=(256, 256), caption=f"caption {number}")
+    make_picture("small.png", size=(60, 30), mode="RGBA")
+    make_picture("wide.png", size=(300, 150))
+    dataset = read(tmp_path)
+    cuts = [cut_for(picture.size_px, bucket_sizes(128)) for picture in dataset.pictures]
+    report = dataset_report(dataset, cuts)
+    assert report.pictures == 8
+    assert report.bucket_sizes == {"128x128": 6, "160x96": 2}
+    assert report.captions == tuple(f"caption {number}" for number in range(5))
+    assert report.warnings == ("1 pictures are smaller than their bucket size and were enlarged: small.png.",)
