@@ -1,0 +1,90 @@
+"""Trainings of the tiny base model on the real photos, with everything that is the same made once."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from worker.data.batches import Batches, Example
+from worker.data.buckets import bucket_sizes, cut_for
+from worker.data.cache import Cache
+from worker.data.config import DatasetConfig
+from worker.data.dataset import read_dataset
+from worker.data.encoding import TextEmbedding, encode_captions, encode_pictures
+from worker.loop.config import OptimizerConfig, TrainConfig, TrainerConfig
+from worker.lora.config import LoRAConfig
+from worker.lora.inject import LoRA, inject
+from worker.model.tiny import write_tiny_base
+from worker.model.unet import UNet
+from worker.model.weights import load_unet, open_base_model
+
+CPU = torch.device("cpu")
+
+
+class Setup(NamedTuple):
+    """What the loop is handed."""
+
+    unet: UNet
+    lora: LoRA
+    batches: Batches
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base model's single file. Read only."""
+    return write_tiny_base(tmp_path_factory.mktemp("tiny"), layout="single_file")["single_file"]
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def encoded(photos: Path, tiny_base: Path, cache_folder: Path) -> tuple[list[Example], TextEmbedding]:
+    """The eight photos at 64 px in float32, and the empty caption."""
+    base, cache = open_base_model(tiny_base), Cache(cache_folder)
+    pictures = read_dataset(DatasetConfig(str(photos))).pictures
+    cuts = [cut_for(picture.size_px, bucket_sizes(64)) for picture in pictures]
+    pairs = list(zip(pictures, cuts, strict=True))
+    latents = list(encode_pictures(pairs, cache, base, CPU, torch.float32))
+    texts = ["", *(picture.caption for picture in pictures)]
+    empty, *captions = encode_captions(texts, cache, base, CPU, torch.float32)
+    size_ids = [cut.time_ids() for cut in cuts]
+    return [Example(*parts) for parts in zip(latents, captions, size_ids, strict=True)], empty
+
+
+@pytest.fixture
+def make_setup(encoded: tuple[list[Example], TextEmbedding], tiny_base: Path) -> Callable[..., Setup]:
+    """A fresh U-Net with a fresh adapter, as before the first step. All other objects are new too."""
+
+    def make(seed: int = 0, batch_size: int = 2, dropout: float = 0.0) -> Setup:
+        unet = load_unet(open_base_model(tiny_base), CPU, torch.float32)
+        lora = inject(unet, LoRAConfig(rank=4, alpha=16.0), seed)
+        return Setup(unet, lora, Batches(*encoded, batch_size, seed, dropout))
+
+    return make
+
+
+@pytest.fixture
+def make_config(tiny_base: Path, cache_folder: Path, photos: Path, tmp_path: Path) -> Callable[..., TrainerConfig]:
+    """A small training in tmp_path/output; keywords change single fields."""
+
+    def make(steps: int = 4, train: dict[str, Any] | None = None, **changes: Any) -> TrainerConfig:
+        config = TrainerConfig(
+            base_model=str(tiny_base),
+            output=str(tmp_path / "output"),
+            cache=str(cache_folder),
+            dataset=DatasetConfig(str(photos)),
+            train=TrainConfig(steps, optimizer=OptimizerConfig(learning_rate=2e-3), **(train or {})),
+            resolution=64,
+            checkpointing="none",
+            device="cpu",
+            dtype="float32",
+        )
+        return dataclasses.replace(config, **changes)
+
+    return make

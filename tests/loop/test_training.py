@@ -1,0 +1,180 @@
+"""One training from configuration to files, in this process: phases, facts and refusals."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from worker.data.config import DatasetConfig
+from worker.errors import BaseModelInvalid, LoRAInvalid, TrainerError
+from worker.loop.config import CheckpointsConfig, SamplesConfig, TrainerConfig
+from worker.loop.training import Stopped, Training
+from worker.lora.config import LoRAConfig
+
+Facts = list[dict[str, Any]]
+
+
+def run(config: TrainerConfig, stop_after: int | None = None, facts: Facts | None = None) -> Facts:
+    """Run a training here; ask it to stop once `stop_after` steps are done (0: from the start)."""
+    facts = [] if facts is None else facts
+
+    def emit(fact: str, **fields: object) -> None:
+        facts.append(json.loads(json.dumps({"fact": fact, **fields})))
+
+    def stop_requested() -> bool:
+        return stop_after is not None and len(of_kind(facts, "step")) >= stop_after
+
+    Training(config, emit, stop_requested).run()
+    return facts
+
+
+def of_kind(facts: Facts, kind: str) -> Facts:
+    return [fact for fact in facts if fact["fact"] == kind]
+
+
+def weights(config: TrainerConfig, name: str = "lora") -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(Path(config.output) / f"{name}.safetensors")
+
+
+def test_a_training_leaves_what_its_facts_say(make_config: Callable[..., TrainerConfig]) -> None:
+    config = make_config(
+        5,
+        train={"ema_decay": 0.9, "gradient_accumulation": 2},
+        samples=SamplesConfig(("a cat", "a dog"), every_n_steps=2, sampler_steps=2),
+        checkpoints=CheckpointsConfig(every_n_steps=2, keep=1),
+        checkpointing="all",
+    )
+    facts = run(config)
+    assert [fact["name"] for fact in of_kind(facts, "phase")] == [
+        "reading",
+        "encoding",
+        "loading",
+        "training",
+        "exporting",
+    ]
+    (report,) = of_kind(facts, "dataset")
+    assert report["pictures"] == 8
+    assert sum(report["bucket_sizes"].values()) == 8
+    assert len(report["captions"]) == 5
+    assert report["skipped"] == ["LICENSES.md is neither a picture nor a caption."]
+    assert [fact["done"] for fact in of_kind(facts, "encoded")] == list(range(1, 20))  # 8 + 8 + 2 prompts + empty
+    assert {fact["total"] for fact in of_kind(facts, "encoded")} == {19}
+    assert [(fact["step"], fact["steps"]) for fact in of_kind(facts, "step")] == [(n, 5) for n in range(1, 6)]
+    assert [fact["path"] for fact in of_kind(facts, "checkpoint")] == [
+        "checkpoints/step-000002",
+        "checkpoints/step-000004",
+    ]
+
+    output = Path(config.output)
+    samples = [fact["path"] for fact in of_kind(facts, "sample")]
+    assert samples == [f"samples/step-00000{step}-{number}.png" for step in (2, 4, 5) for number in (0, 1)]
+    assert facts[-1]["fact"] == "finished"
+    assert facts[-1]["files"] == [
+        *(f"lora{form}{ema}.safetensors" for ema in ("", "_ema") for form in ("", "_diffusers")),
+        "loss.png",
+        "metrics.jsonl",
+        *samples,
+    ]
+    assert all((output / name).stat().st_size > 0 for name in facts[-1]["files"])
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-000004"]  # keep 1
+
+    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    reported = [{key: fact[key] for key in steps[0]} for fact in of_kind(facts, "step")]
+    assert steps == reported
+    assert (facts[-1]["loss_first"], facts[-1]["loss_last"]) == (steps[0]["loss"], steps[-1]["loss"])
+    averaged = weights(config, "lora_ema")
+    assert any(not torch.equal(tensor, averaged[name]) for name, tensor in weights(config).items())
+
+
+def test_stopped_and_gone_on_equals_uninterrupted_to_the_bit(
+    make_config: Callable[..., TrainerConfig], tmp_path: Path
+) -> None:
+    config = make_config(6, train={"ema_decay": 0.9})
+    dataset = dataclasses.replace(config.dataset, caption_dropout=0.3)
+    config = dataclasses.replace(config, dataset=dataset, batch_size=2)
+    whole = dataclasses.replace(config, output=str(tmp_path / "whole"))
+    run(whole)
+
+    facts = run(config, stop_after=2)
+    assert facts[-1] == {"fact": "stopped", "step": 2, "path": "checkpoints/step-000002"}
+    assert not (Path(config.output) / "lora.safetensors").exists()
+    checkpoint = Path(config.output) / "checkpoints" / "step-000002"
+    going_on = dataclasses.replace(config, output=str(tmp_path / "second"), resume_from=str(checkpoint))
+    facts = run(going_on)
+    assert [fact["step"] for fact in of_kind(facts, "step")] == [3, 4, 5, 6]
+    for name in ("lora", "lora_ema", "lora_diffusers"):
+        theirs = weights(whole, name)
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in weights(going_on, name).items())
+    losses = [
+        [json.loads(line)["loss"] for line in (Path(c.output) / "metrics.jsonl").read_text().splitlines()]
+        for c in (whole, going_on)
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 6
+
+
+def test_more_steps_may_be_asked_for_on_resume_but_nothing_else(
+    make_config: Callable[..., TrainerConfig], tmp_path: Path
+) -> None:
+    config = make_config(2, checkpoints=CheckpointsConfig(2, 1))
+    run(config)
+    checkpoint = str(tmp_path / "output" / "checkpoints" / "step-000002")
+    longer = dataclasses.replace(make_config(3), resume_from=checkpoint)
+    assert [fact["step"] for fact in of_kind(run(longer), "step")] == [3]
+    for change in ({"batch_size": 2}, {"lora": LoRAConfig(rank=2)}, {"resolution": 96}):
+        with pytest.raises(TrainerError, match=f"another training: .*{next(iter(change))} was"):
+            run(dataclasses.replace(longer, **change))
+
+
+def test_stopping_before_the_first_step_leaves_nothing_to_keep(make_config: Callable[..., TrainerConfig]) -> None:
+    config, facts = make_config(), []
+    with pytest.raises(Stopped):
+        run(config, stop_after=0, facts=facts)
+    assert of_kind(facts, "step") == []
+
+
+def test_mistakes_are_told_before_anything_expensive(
+    make_config: Callable[..., TrainerConfig], photos: Path, tmp_path: Path
+) -> None:
+    for change, error in (
+        ({"base_model": str(tmp_path / "none.safetensors")}, BaseModelInvalid),
+        ({"lora": LoRAConfig(rank=1000)}, LoRAInvalid),
+    ):
+        facts: Facts = []
+        with pytest.raises(error):
+            run(make_config(**change), facts=facts)
+        assert facts == [{"fact": "phase", "name": "reading"}]
+
+
+def test_captions_beyond_77_tokens_are_warned_of(
+    make_config: Callable[..., TrainerConfig], photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "cat.jpg").write_bytes((photos / "chelsea.jpg").read_bytes())
+    (folder / "cat.txt").write_text("a very long caption " * 20)
+    facts = run(make_config(1, dataset=DatasetConfig(str(folder))))
+    assert [fact["message"] for fact in of_kind(facts, "warning")] == [
+        "1 captions are longer than 77 tokens and were cut: cat.jpg."
+    ]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_the_same_job_on_a_gpu(make_config: Callable[..., TrainerConfig]) -> None:
+    config = make_config(
+        5,
+        train={"ema_decay": 0.9},
+        device="cuda",
+        dtype="bfloat16",
+        checkpointing="all",
+        samples=SamplesConfig(("a cat",), sampler_steps=2),
+    )
+    facts = run(config)
+    assert facts[-1]["fact"] == "finished"
+    assert all(fact["peak_bytes"] > 0 for fact in of_kind(facts, "step"))
