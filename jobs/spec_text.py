@@ -4,6 +4,7 @@
 # PyYAML's stubs type its methods in part.
 
 import json
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import yaml
@@ -38,11 +39,15 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_spec(text: str | bytes) -> JobSpec:
+Check = Callable[[JobSpec], Iterable[Problem]]
+"""What a caller wants to hold besides; the API asks whether the buckets are open."""
+
+
+def read_spec(text: str | bytes, *checks: Check) -> JobSpec:
     """The spec in `text`, YAML or JSON.
 
     Raises:
-        InvalidSpec: with every field at fault, also those that loraq does not carry out yet.
+        InvalidSpec: with every field at fault, also those that loraq does not carry out yet or that fail in `checks`.
     """
     raw = text.encode() if isinstance(text, str) else text
     if len(raw) > MAX_SPEC_BYTES:
@@ -55,14 +60,14 @@ def read_spec(text: str | bytes) -> JobSpec:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         first_line = str(error).partition("\n")[0] or type(error).__name__
         raise InvalidSpec([Problem("", f"The spec is not YAML: {first_line}.")]) from None
-    return parse_spec(data)
+    return parse_spec(data, *checks)
 
 
-def parse_spec(data: JsonValue) -> JobSpec:
+def parse_spec(data: JsonValue, *checks: Check) -> JobSpec:
     """The spec in `data`, as JSON values.
 
     Raises:
-        InvalidSpec: with every field at fault, also those that loraq does not carry out yet.
+        InvalidSpec: with every field at fault, also those that loraq does not carry out yet or that fail in `checks`.
     """
     if not isinstance(data, dict):
         raise InvalidSpec([Problem("", "The spec is not a mapping of fields. jobs/examples/ holds specs to copy.")])
@@ -70,7 +75,7 @@ def parse_spec(data: JsonValue) -> JobSpec:
         spec = JobSpec.model_validate(data)
     except ValidationError as error:
         raise InvalidSpec([_problem(cast(dict[str, Any], each)) for each in error.errors()]) from None
-    if problems := list(not_yet(spec)):
+    if problems := [problem for check in (not_yet, *checks) for problem in check(spec)]:
         raise InvalidSpec(problems)
     return spec
 

@@ -129,11 +129,17 @@ class Lease:
         self.check()
 
     def _report_until_closed(self) -> None:
+        gone = False
         while not self._closed.wait(self._heartbeat_s):
             try:
                 self._report()
+                if gone:
+                    log.warning("Redis is back: job %s reports again", self.job_id)
+                gone = False
             except REDIS_GONE as error:
-                log.warning("A report of job %s found Redis gone, and will be made again: %s", self.job_id, error)
+                if not gone:  # one line an outage, not one a heartbeat
+                    log.warning("Redis is gone, job %s goes on without reporting: %s", self.job_id, error)
+                gone = True
 
     def _report(self) -> None:
         self.update(at=now())

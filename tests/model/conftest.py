@@ -1,5 +1,6 @@
 """A tiny base model, written once for all tests of the model."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def tiny_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def tiny_bases(tiny_paths: dict[str, Path]) -> dict[str, BaseModel]:
     return {layout: open_base_model(path) for layout, path in tiny_paths.items()}
+
+
+@pytest.fixture
+def folder(tiny_paths: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the diffusers layout, to be spoilt. The tokenizers are left out: loraq brings its own."""
+    return shutil.copytree(tiny_paths["diffusers"], tmp_path / "base", ignore=shutil.ignore_patterns("tokenizer*"))
 
 
 @pytest.fixture

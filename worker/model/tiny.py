@@ -32,12 +32,13 @@ NAME = "tiny-sdxl"
 Layout = Literal["both", "single_file", "diffusers"]
 State = dict[str, Tensor]
 
-_TEXT_SIZES = {"hidden_size": 16, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+_TEXT_SIZES = {"intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "projection_dim": 16}
 _CONFIGS: dict[Part, dict[str, Any]] = {
     "unet": UNetConfig.tiny().to_diffusers(),
     "vae": sdxl_configs.VAE | {"block_out_channels": [8, 16, 16, 16], "norm_num_groups": 4, "sample_size": 128},
-    "text_encoder": sdxl_configs.TEXT_ENCODER | _TEXT_SIZES | {"projection_dim": 16},
-    "text_encoder_2": sdxl_configs.TEXT_ENCODER_2 | _TEXT_SIZES | {"projection_dim": 16},
+    # All widths differ, so that no reader can take one for another (diffusers tells the encoders apart by theirs).
+    "text_encoder": sdxl_configs.TEXT_ENCODER | _TEXT_SIZES | {"hidden_size": 8},
+    "text_encoder_2": sdxl_configs.TEXT_ENCODER_2 | _TEXT_SIZES | {"hidden_size": 24},
 }
 _SCHEDULER = {
     "_class_name": "EulerDiscreteScheduler",

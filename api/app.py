@@ -1,0 +1,69 @@
+"""Puts the HTTP API together."""
+
+# pyright: reportUnknownMemberType=false
+# redis-py types its methods in part.
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from redis.asyncio import Redis as AsyncRedis
+
+from api.access_log import AccessLog
+from api.deps import Services
+from api.errors import add_error_handlers
+from api.following import BLOCK_MS
+from api.openapi import describe
+from api.readiness import Readiness
+from api.routes import artifacts, datasets, events, health, jobs
+from jobs.settings import Settings
+from jobs.storage import Storage
+from jobs.store import Store, open_store
+
+DESCRIPTION = """\
+Describe an SDXL LoRA training in a short spec, submit it, follow it, and collect the weights.
+
+Every route under /v1 wants `Authorization: Bearer lrq_...`. Errors are `application/problem+json` (RFC 9457) with a
+stable `code`; a spec that cannot be carried out comes back with every field at fault in `problems`.
+"""
+
+
+def create_app(settings: Settings, store: Store | None = None, storage: Storage | None = None) -> FastAPI:
+    """The API as an ASGI app. Nothing is connected to before the first request.
+
+    Args:
+        store, storage: None for those that the settings name.
+    """
+    store = store or open_store(settings)
+    storage = storage or Storage(settings)
+    # Its reads block for BLOCK_MS, so its sockets must wait for longer.
+    followers = AsyncRedis.from_url(settings.redis_url.get_secret_value(), socket_timeout=BLOCK_MS / 1000 + 10)
+    checks = {f"bucket {bucket}": partial(storage.check, bucket) for bucket in settings.buckets}
+    readiness = Readiness({"redis": store.redis.ping} | checks)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        readiness.close()
+        await followers.aclose()
+
+    app = FastAPI(
+        title="loraq",
+        version=version("loraq"),
+        summary="SDXL LoRA trainings as batch jobs.",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # it would load its scripts from a CDN; /openapi.json is there for any viewer
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
+    app.state.services = Services(settings, store, storage, followers, readiness)
+    for routes in (jobs, events, artifacts, datasets):
+        app.include_router(routes.router, prefix="/v1")
+    app.include_router(health.router)
+    app.add_middleware(AccessLog)
+    add_error_handlers(app)
+    describe(app)
+    return app

@@ -1,0 +1,89 @@
+"""Reads request bodies: no further than the limit, and specs as JSON or YAML with every fault named."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import Request
+
+from api.errors import BodyTooLarge, UnsupportedMediaType
+from jobs.errors import InvalidSpec, Problem, UriNotAllowed
+from jobs.spec import JobSpec
+from jobs.spec_text import MAX_SPEC_BYTES, Check, parse_spec, read_spec
+from jobs.uri import S3Uri, check_bucket_allowed
+
+JSON_TYPES = ("application/json",)
+YAML_TYPES = ("application/yaml", "text/yaml")
+
+
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        BodyTooLarge: it goes on behind `limit_bytes`; the rest was not read.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and int(declared) > limit_bytes:
+        raise BodyTooLarge(limit_bytes)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit_bytes:
+            raise BodyTooLarge(limit_bytes)
+    return bytes(body)
+
+
+async def spec_body(request: Request) -> tuple[str, bytes]:
+    """Media type and bytes of a spec, as a dependency of routes.
+
+    Raises:
+        UnsupportedMediaType, BodyTooLarge.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in JSON_TYPES + YAML_TYPES:
+        raise UnsupportedMediaType(
+            f"A spec comes as {', '.join(JSON_TYPES + YAML_TYPES)}, not as {media_type or 'nothing in particular'}: "
+            "set Content-Type."
+        )
+    return media_type, await read_body(request, MAX_SPEC_BYTES)
+
+
+def submitted_spec(media_type: str, body: bytes, buckets: tuple[str, ...]) -> JobSpec:
+    """The spec in a body.
+
+    Raises:
+        InvalidSpec: with every field at fault, also those that name a bucket which is not open.
+    """
+    in_open_buckets = _only(buckets)
+    if media_type in YAML_TYPES:
+        return read_spec(body, in_open_buckets)
+    try:
+        data = json.loads(body, object_pairs_hook=_no_key_twice)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        message = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InvalidSpec([Problem("", f"The spec is not JSON: {message}.")]) from None
+    return parse_spec(data, in_open_buckets)
+
+
+def _only(buckets: tuple[str, ...]) -> Check:
+    """A check that all s3:// URIs of a spec lie in these buckets."""
+
+    def check(spec: JobSpec) -> Iterator[Problem]:
+        uris = {"base_model": spec.base_model, "dataset.uri": spec.dataset.uri, "output.uri": spec.output.uri}
+        for field, uri in uris.items():
+            if uri.startswith("s3://"):  # whether a file:// is open, the worker knows: it lies there
+                try:
+                    check_bucket_allowed(S3Uri.parse(uri), buckets)
+                except UriNotAllowed as error:
+                    yield Problem(field, str(error))
+
+    return check
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {json.dumps(twice)} is given twice")
+    return found

@@ -1,0 +1,59 @@
+"""What every route needs: the services of the app, and who asks."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from redis.asyncio import Redis as AsyncRedis
+
+from api.auth import find_token
+from api.errors import Unauthorized
+from api.readiness import Readiness
+from jobs.settings import Settings
+from jobs.storage import Storage
+from jobs.store import Store
+
+
+@dataclass(frozen=True)
+class Services:
+    """All that the routes work with."""
+
+    settings: Settings
+    store: Store
+    storage: Storage
+    followers: "AsyncRedis"  # one connection for each person who follows a job; it costs no thread
+    readiness: Readiness
+
+
+def services(request: Request) -> Services:
+    """The app's services."""
+    return request.app.state.services
+
+
+_bearer = HTTPBearer(
+    scheme_name="token", auto_error=False, description="A token from `loraq token create`: it begins with lrq_."
+)
+
+
+def owner(
+    services: Annotated[Services, Depends(services)],
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> str:
+    """Whose token came with the request.
+
+    Raises:
+        Unauthorized: none came, or nobody's.
+    """
+    if credentials is None:
+        raise Unauthorized(
+            "Send a token: `Authorization: Bearer lrq_...`. Your operator makes one by `loraq token create`."
+        )
+    token = find_token(services.store.redis, credentials.credentials)
+    if token is None:
+        raise Unauthorized("Nobody holds this token. Look whether it is whole, or ask your operator for a new one.")
+    return token.owner
+
+
+ServicesDep = Annotated[Services, Depends(services)]
+OwnerDep = Annotated[str, Depends(owner)]

@@ -1,0 +1,102 @@
+"""/v1/jobs: submit, validate, list, look at and cancel."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+
+from api.bodies import spec_body, submitted_spec
+from api.deps import OwnerDep, ServicesDep
+from api.openapi import SPEC_BODY, problems
+from api.schemas import Job, JobPage, JobSummary, ValidSpec
+from jobs.record import JobRecord
+from jobs.spec import LoRASpec
+from jobs.status import Status
+
+router = APIRouter(tags=["jobs"])
+
+SpecBody = Annotated[tuple[str, bytes], Depends(spec_body)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x21-\x7e]{1,200}$",
+        description="Makes a repeat harmless: the same key and spec give the same job, for seven days.",
+    ),
+]
+
+# Linear in the rank: SDXL's U-Net has these sums of in + out over the layers of each target (jobs/spec.py, LoRASpec).
+_PARAMETERS_PER_RANK = {"qkv": 1_118_720, "attention": 1_451_520, "transformer": 2_659_840}
+
+
+@router.post(
+    "/jobs",
+    status_code=201,
+    responses={
+        200: {"model": Job, "description": "This key made this job before."},
+        **problems(401, 409, 413, 415, 422, 503),
+    },
+    openapi_extra=SPEC_BODY,
+)
+def submit(
+    owner: OwnerDep,
+    services: ServicesDep,
+    body: SpecBody,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Job:
+    """Submit a job. Once this answers, the job is not lost."""
+    spec = submitted_spec(*body, services.settings.buckets)
+    new = JobRecord.create(owner, spec)
+    record = services.store.submit(new, idempotency_key)
+    if record.id != new.id:
+        response.status_code = 200
+    response.headers["Location"] = f"/v1/jobs/{record.id}"
+    return _view(services, record)
+
+
+@router.post("/jobs:validate", responses=problems(401, 413, 415, 422, 503), openapi_extra=SPEC_BODY)
+def validate(owner: OwnerDep, services: ServicesDep, body: SpecBody) -> ValidSpec:
+    """Check a spec without submitting it. Base model and dataset are not looked at."""
+    spec = submitted_spec(*body, services.settings.buckets)
+    return ValidSpec(spec=spec, trainable_parameters=_trainable_parameters(spec.lora))
+
+
+@router.get("/jobs", responses=problems(401, 422, 503))
+def list_jobs(
+    owner: OwnerDep,
+    services: ServicesDep,
+    status: Annotated[Status | None, Query(description="Only jobs that stand here.")] = None,
+    cursor: Annotated[
+        str | None, Query(pattern=r"^[0-9a-f-]{1,40}$", description="next_cursor of the page before.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=200, description="Jobs a page.")] = 50,
+) -> JobPage:
+    """Your jobs, newest first."""
+    page = services.store.page(owner, status, cursor, limit)
+    return JobPage(jobs=tuple(map(JobSummary.of, page.jobs)), next_cursor=page.next_cursor)
+
+
+@router.get("/jobs/{job_id}", responses=problems(401, 404, 422, 503))
+def show(owner: OwnerDep, services: ServicesDep, job_id: str) -> Job:
+    """One job, with where it stands."""
+    return _view(services, services.store.get(job_id, owner))
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    responses={202: {"model": Job, "description": "It runs, and was asked to stop."}, **problems(401, 404, 422, 503)},
+)
+def cancel(owner: OwnerDep, services: ServicesDep, job_id: str, response: Response) -> Job:
+    """Cancel a job: a waiting one at once, a running one as soon as it can. One that has ended stays as it is."""
+    record = services.store.request_cancel(job_id, owner)
+    if record.status.running:
+        response.status_code = 202
+    return _view(services, record)
+
+
+def _view(services: ServicesDep, record: JobRecord) -> Job:
+    return Job.of(record, services.store.progress(record.id))
+
+
+def _trainable_parameters(lora: LoRASpec) -> int:
+    return _PARAMETERS_PER_RANK[lora.targets] * lora.rank
