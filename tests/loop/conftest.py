@@ -15,7 +15,7 @@ from worker.data.config import DatasetConfig
 from worker.data.dataset import read_dataset
 from worker.data.encoding import TextEmbedding, encode_captions, encode_pictures
 from worker.loop.config import OptimizerConfig, TrainConfig, TrainerConfig
-from worker.lora.config import LoRAConfig
+from worker.lora.config import LoRAConfig, Targets
 from worker.lora.inject import LoRA, inject
 from worker.model.tiny import write_tiny_base
 from worker.model.unet import UNet
@@ -61,9 +61,9 @@ def encoded(photos: Path, tiny_base: Path, cache_folder: Path) -> tuple[list[Exa
 def make_setup(encoded: tuple[list[Example], TextEmbedding], tiny_base: Path) -> Callable[..., Setup]:
     """A fresh U-Net with a fresh adapter, as before the first step. All other objects are new too."""
 
-    def make(seed: int = 0, batch_size: int = 2, dropout: float = 0.0) -> Setup:
+    def make(seed: int = 0, batch_size: int = 2, dropout: float = 0.0, targets: Targets = "qkv") -> Setup:
         unet = load_unet(open_base_model(tiny_base), CPU, torch.float32)
-        lora = inject(unet, LoRAConfig(rank=4, alpha=16.0), seed)
+        lora = inject(unet, LoRAConfig(rank=4, alpha=16.0, targets=targets), seed)
         return Setup(unet, lora, Batches(*encoded, batch_size, seed, dropout))
 
     return make
