@@ -49,18 +49,26 @@ def read_spec(text: str | bytes, *checks: Check) -> JobSpec:
     Raises:
         InvalidSpec: with every field at fault, also those that loraq does not carry out yet or that fail in `checks`.
     """
+    return parse_spec(read_yaml(text), *checks)
+
+
+def read_yaml(text: str | bytes) -> JsonValue:
+    """The values in `text`, whatever they are.
+
+    Raises:
+        InvalidSpec: it is no YAML, or longer than a spec may be.
+    """
     raw = text.encode() if isinstance(text, str) else text
     if len(raw) > MAX_SPEC_BYTES:
         raise InvalidSpec([Problem("", f"The spec has {len(raw)} bytes; the limit is {MAX_SPEC_BYTES}.")])
     try:
-        data: JsonValue = yaml.load(raw, Loader=_StrictLoader)
+        return yaml.load(raw, Loader=_StrictLoader)
     except yaml.MarkedYAMLError as error:
         at = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InvalidSpec([Problem("", f"The spec is not YAML{at}: {error.problem}.")]) from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         first_line = str(error).partition("\n")[0] or type(error).__name__
         raise InvalidSpec([Problem("", f"The spec is not YAML: {first_line}.")]) from None
-    return parse_spec(data, *checks)
 
 
 def parse_spec(data: JsonValue, *checks: Check) -> JobSpec:
