@@ -3,10 +3,9 @@
 # pyright: reportUnknownMemberType=false
 # redis-py types its methods in part.
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.metadata import version
 
 from fastapi import FastAPI
 from redis.asyncio import Redis as AsyncRedis
@@ -21,6 +20,9 @@ from api.routes import artifacts, datasets, events, health, jobs
 from jobs.settings import Settings
 from jobs.storage import Storage
 from jobs.store import Store, open_store
+
+API_VERSION = "1.0"
+"""Of the contract in tests/contracts/openapi.json, not of the package: the paths carry its first part."""
 
 DESCRIPTION = """\
 Describe an SDXL LoRA training in a short spec, submit it, follow it, and collect the weights.
@@ -40,24 +42,29 @@ def create_app(settings: Settings, store: Store | None = None, storage: Storage 
     storage = storage or Storage(settings)
     # Its reads block for BLOCK_MS, so its sockets must wait for longer.
     followers = AsyncRedis.from_url(settings.redis_url.get_secret_value(), socket_timeout=BLOCK_MS / 1000 + 10)
+
+    def ping() -> None:
+        store.redis.ping()
+
     checks = {f"bucket {bucket}": partial(storage.check, bucket) for bucket in settings.buckets}
-    readiness = Readiness({"redis": store.redis.ping} | checks)
+    readiness = Readiness({"redis": ping, **checks})
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         yield
         readiness.close()
         await followers.aclose()
 
     app = FastAPI(
         title="loraq",
-        version=version("loraq"),
+        version=API_VERSION,
         summary="SDXL LoRA trainings as batch jobs.",
         description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,  # it would load its scripts from a CDN; /openapi.json is there for any viewer
         redoc_url=None,
         separate_input_output_schemas=False,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.services = Services(settings, store, storage, followers, readiness)
     for routes in (jobs, events, artifacts, datasets):

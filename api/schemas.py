@@ -1,4 +1,4 @@
-"""What the API answers and what it takes, beside the spec: pydantic models that the server and `api/client.py` share."""
+"""What the API answers and what it takes, beside the spec: models that server and client share."""
 
 from datetime import datetime
 from pathlib import PurePosixPath
