@@ -16,9 +16,9 @@ CONFIGS = {
     "tiny": UNetConfig.tiny(),
     "full depth": replace(UNetConfig.tiny(), transformer_depths=(0, 2, 10)),  # SDXL's depths at narrow widths
 }
-# FP32 keeps 24 bits. A hundred layers of sums over up to 600 terms lose about five: 2**-19 is 2e-6, relative to the
-# largest value of the tensor (small values come from large ones cancelling out).
-RELATIVE_ERROR = 2e-6
+# FP32 keeps 24 bits, and a hundred layers of sums over up to 600 terms lose about seven: 2**-17 is 8e-6, relative to
+# the tensor's largest value (its small ones come from large ones cancelling out). Measured: 1.4e-6.
+RELATIVE_ERROR = 8e-6
 
 
 def make_inputs(config: UNetConfig, height: int, width: int) -> dict[str, Tensor]:
@@ -48,7 +48,7 @@ def grads(prediction: Tensor, inputs: dict[str, Tensor], unet: nn.Module) -> dic
 
 
 def assert_close(ours: Tensor, theirs: Tensor, name: str) -> None:
-    bound = RELATIVE_ERROR * max(1.0, float(theirs.abs().max()))
+    bound = RELATIVE_ERROR * float(theirs.abs().max())
     torch.testing.assert_close(ours, theirs, atol=bound, rtol=0, msg=lambda text: f"{name}: {text}")
 
 
