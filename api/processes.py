@@ -33,9 +33,17 @@ class Child:
         command: program and arguments. They show in the process list: secrets belong in `env`.
         log: file that its output is appended to.
         env: its whole environment; None for ours.
+        cwd: the folder it runs in; None for ours.
     """
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
         self.name = name
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +56,7 @@ class Child:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=env,
+                cwd=cwd,
                 start_new_session=True,
             )
             self._process = start.result()

@@ -1,0 +1,217 @@
+"""`loraq`: the command line, through the API only. docs/cli.md describes it."""
+
+# pyright: reportUnknownMemberType=false
+# redis-py types its methods in part.
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from redis import Redis
+from redis.exceptions import RedisError
+from rich.progress import Progress
+
+from api.auth import create_token
+from api.cli_connection import connect
+from api.cli_events import line
+from api.cli_follow import follow
+from api.cli_output import EXIT_CODES, ExitCode, Output, printable
+from api.cli_up import up
+from api.client import Loraq
+from api.dataset_folder import read_dataset_folder
+from jobs.settings import Settings
+from jobs.spec_text import read_yaml
+from jobs.status import Status
+
+_EPILOG = "\n\n".join(["Exit codes:", *(f"{code.value:>3}  {meaning}" for code, meaning in EXIT_CODES.items())])
+
+app = typer.Typer(
+    name="loraq",
+    help="SDXL LoRA trainings as batch jobs: describe one in a short spec, submit it, collect the weights.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+token_app = typer.Typer(help="For operators: tokens, which name an owner.", no_args_is_help=True)
+app.add_typer(token_app, name="token")
+app.command()(up)
+
+SpecFile = Annotated[
+    typer.FileBinaryRead, typer.Argument(metavar="SPEC", help="YAML or JSON file; - reads standard input.")
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as `loraq list` shows it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one value a line.")]
+
+
+@app.command()
+def submit(
+    spec: SpecFile,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(help="Upload this folder first and train on it.", exists=True, file_okay=False),
+    ] = None,
+    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Show the job to its end.")] = False,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Makes a repeat harmless: the same key and spec give the same job.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a job."""
+    output = Output(as_json)
+    with output.explained(), connect() as loraq:
+        text = spec.read()
+        content = text if dataset is None else _with_dataset(loraq, text, dataset, output)
+        job = loraq.submit(content, idempotency_key)
+        if as_json:
+            output.json(job)
+        else:
+            output.out.print(job.id)
+            output.say(f"Job {job.id} ({job.spec.name}) is {job.status}.")
+        if follow_it:
+            code = follow(loraq, job.id, output)
+            output.job(loraq.get(job.id))
+            raise typer.Exit(code)
+
+
+@app.command()
+def validate(spec: SpecFile, as_json: AsJson = False) -> None:
+    """Check a spec without submitting it; every field at fault is named."""
+    output = Output(as_json)
+    with output.explained(), connect() as loraq:
+        valid = loraq.validate(spec.read())
+        if as_json:
+            output.json(valid)
+        else:
+            training = valid.spec.training
+            output.out.print(
+                f"In order: {valid.trainable_parameters:,} trainable parameters, {training.steps} steps of "
+                f"{training.batch_size * training.gradient_accumulation} pictures at {training.resolution} px."
+            )
+
+
+@app.command("list")
+def list_jobs(
+    status: Annotated[Status | None, typer.Option(help="Only jobs that stand here.")] = None,
+    limit: Annotated[int, typer.Option(help="How many.", min=1, max=200)] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Go on behind the page before.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List your jobs, newest first."""
+    output = Output(as_json)
+    with output.explained(), connect() as loraq:
+        output.page(loraq.list(status, limit, cursor))
+
+
+@app.command()
+def show(job: JobId, as_json: AsJson = False) -> None:
+    """Show one job: where it stands, its attempts, why it failed."""
+    output = Output(as_json)
+    with output.explained(), connect() as loraq:
+        output.job(loraq.get(job))
+
+
+@app.command()
+def logs(
+    job: JobId,
+    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print what happened to a job."""
+    output = Output(as_json)
+    with output.explained(), connect() as loraq:
+        if follow_it:
+            raise typer.Exit(follow(loraq, job, output))
+        for event in loraq.events(job, follow=False):
+            output.json(event) if as_json else output.out.print(printable(line(event)))
+
+
+@app.command()
+def cancel(job: JobId, as_json: AsJson = False) -> None:
+    """Cancel a job: a waiting one at once, a running one as soon as it can."""
+    output = Output(as_json)
+    with output.explained(), connect() as loraq:
+        cancelled = loraq.cancel(job)
+        if as_json:
+            output.json(cancelled)
+        else:
+            asked = "was asked to stop" if cancelled.status.running else f"is {cancelled.status}"
+            output.out.print(f"Job {job} {asked}.")
+
+
+@app.command()
+def pull(
+    job: JobId,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for the files. Default: one named for the job.", file_okay=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Download what a job left, checked by SHA-256. Files that are there already, whole, are kept."""
+    output = Output(as_json)
+    with output.explained(), connect() as loraq:
+        folder = to or Path(job)
+        pulled = loraq.pull(job, folder, lambda file: output.say(f"{file.path} ({_size(file.size_bytes)})"))
+        if as_json:
+            files = [{"path": str(folder / file.path), "sha256": file.sha256} for file in loraq.artifacts(job).files]
+            output.json({"folder": str(folder), "files": files, "fetched": len(pulled.fetched)})
+        else:
+            kept = f"; {len(pulled.already_there)} were there already" if pulled.already_there else ""
+            output.out.print(f"{len(pulled.fetched)} files fetched into {folder}{kept}.")
+
+
+@token_app.command("create")
+def token_create(
+    owner: Annotated[str, typer.Argument(help="Who will hold it: a-z, 0-9 and -, at most 40 characters.")],
+    name: Annotated[str, typer.Option(help="What it is for, as a note to yourself.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make a token. Needs Redis (LORAQ_REDIS_URL), not the API; the token is shown once and stored only as a hash."""
+    output = Output(as_json)
+    try:
+        with Redis.from_url(Settings().redis_url.get_secret_value()) as redis:
+            token = create_token(redis, owner, name)
+    except ValueError as error:
+        output.error("usage", str(error))
+        raise typer.Exit(ExitCode.INVALID) from None
+    except RedisError as error:
+        output.error("redis_unavailable", f"Redis does not answer at LORAQ_REDIS_URL: {error}")
+        raise typer.Exit(ExitCode.UNAVAILABLE) from None
+    if as_json:
+        output.json({"owner": owner, "token": token})
+    else:
+        output.out.print(token)
+        output.say(f"A token of {owner}. Keep it: it is not shown again.")
+
+
+def main() -> None:
+    """The command `loraq`."""
+    app()
+
+
+def _with_dataset(loraq: Loraq, text: bytes, folder: Path, output: Output) -> dict[str, Any]:
+    """The spec in `text`, trained on `folder`, which is uploaded once the spec is known to be in order."""
+    values = read_yaml(text)
+    contents = read_dataset_folder(folder)
+    given = values if isinstance(values, dict) else {}
+    section = given.get("dataset")
+
+    def spec_on(uri: str) -> dict[str, Any]:
+        return given | {"dataset": (section if isinstance(section, dict) else {}) | {"uri": uri}}
+
+    loraq.validate(spec_on("s3://datasets/to-be-uploaded/"))
+    output.say(f"Uploading {len(contents.pictures)} pictures and {len(contents.captions)} captions from {folder} ...")
+    if contents.left_out:
+        output.say(f"Left out, as neither picture nor caption: {', '.join(contents.left_out[:10])}", "yellow")
+    with Progress(console=output.err, transient=True, disable=not output.err.is_terminal) as progress:
+        task = progress.add_task("uploading", total=len(contents.files))
+        uploaded = loraq.upload_dataset(contents, on_file=lambda _: progress.advance(task))
+    return spec_on(uploaded.uri)
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
+
+
+if __name__ == "__main__":
+    main()
