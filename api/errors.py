@@ -112,6 +112,8 @@ def problem(request: Request, status: int, code: str, detail: str, problems: lis
         headers["WWW-Authenticate"] = 'Bearer realm="loraq"'
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_AFTER_S)
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        headers["Connection"] = "close"  # else the server would take in the rest, only to throw it away
     # ASCII, because what a user sent may hold half a surrogate pair, which no encoding takes.
     return Response(json.dumps(content), status, headers, PROBLEM_JSON)
 

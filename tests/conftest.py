@@ -55,9 +55,7 @@ def make_settings(redis_server: RedisServer, s3_server: S3Server, tmp_path: Path
         values: dict[str, Any] = {
             "redis_url": redis_server.url,
             "queue": f"test-{secrets.token_hex(4)}",
-            "s3_endpoint_url": s3_server.endpoint_url,
-            "s3_access_key_id": s3_server.access_key_id,
-            "s3_secret_access_key": s3_server.secret_access_key,
+            **_s3_settings(s3_server),
             "buckets": BUCKETS,
             "data_dir": tmp_path / "worker",
             "device": "cpu",
@@ -72,7 +70,7 @@ def make_settings(redis_server: RedisServer, s3_server: S3Server, tmp_path: Path
 
 @pytest.fixture
 def settings(make_settings: Callable[..., Settings]) -> Settings:
-    """The settings that `store` and `storage` are made from."""
+    """The settings that `store` is made from, and that name the servers of `storage`."""
     return make_settings()
 
 
@@ -83,10 +81,10 @@ def store(settings: Settings) -> Iterator[Store]:
         yield Store(redis, open_queue(settings.queue, redis))
 
 
-@pytest.fixture
-def storage(settings: Settings) -> Storage:
-    """The real object store."""
-    return Storage(settings)
+@pytest.fixture(scope="session")
+def storage(s3_server: S3Server) -> Storage:
+    """The real object store; one for all tests, because boto3 takes its time to make a client."""
+    return Storage(Settings.model_validate(_s3_settings(s3_server)))
 
 
 @pytest.fixture
@@ -115,3 +113,11 @@ def make_spec() -> Callable[..., JobSpec]:
 def photos() -> Path:
     """Eight real photographs with captions."""
     return REPOSITORY / "jobs" / "examples" / "photos"
+
+
+def _s3_settings(server: S3Server) -> dict[str, str]:
+    return {
+        "s3_endpoint_url": server.endpoint_url,
+        "s3_access_key_id": server.access_key_id,
+        "s3_secret_access_key": server.secret_access_key,
+    }
