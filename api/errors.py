@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from jobs.errors import (
     IdempotencyConflict,
@@ -74,9 +75,11 @@ class InvalidRequest(LoraqError):
     @classmethod
     def of(cls, error: ValidationError | RequestValidationError) -> "InvalidRequest":
         """What pydantic found, in our words."""
-        return cls(
-            [Problem(_dotted(each["loc"]), f"{each['msg'].removeprefix('Value error, ')}.") for each in error.errors()]
-        )
+        errors = error.errors()
+        # A list whose every item is at fault is reported as empty, too: that adds nothing.
+        inner = {each["loc"][:length] for each in errors for length in range(1, len(each["loc"]))}
+        told = [each for each in errors if each["loc"] not in inner]
+        return cls([Problem(_dotted(each["loc"]), f"{each['msg'].removeprefix('Value error, ')}.") for each in told])
 
 
 _STATUS: dict[type[LoraqError], HTTPStatus] = {
@@ -153,7 +156,16 @@ def _http_exception(request: Request, error: Exception) -> Response:
     }.get(error.status_code, str(error.detail))
     response = problem(request, error.status_code, code, detail)
     response.headers.update(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        response.headers["Allow"] = ", ".join(_methods(request))
     return response
+
+
+def _methods(request: Request) -> list[str]:
+    """What the path takes. Starlette itself names only the first method of a path."""
+    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    matching = [methods for path, methods in paths.items() if compile_path(path)[0].match(request.url.path)]
+    return sorted({method.upper() for methods in matching for method in methods})
 
 
 def _redis_unavailable(request: Request, error: Exception) -> Response:

@@ -1,0 +1,188 @@
+"""Datasets up and artifacts down, by presigned URLs against a real S3 server."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from api.client import Loraq
+from api.client_errors import ApiError, TransferFailed
+from api.dataset_folder import NotADataset
+from api.schemas import MAX_DATASET_FILES
+from jobs.record import JobRecord
+from jobs.spec import JobSpec
+from jobs.status import Status
+from jobs.storage import Storage
+from jobs.store import Store
+from jobs.uri import S3Uri
+
+pytestmark = pytest.mark.integration
+
+MakeSpec = Callable[..., JobSpec]
+EndJob = Callable[..., JobRecord]
+
+
+def test_a_folder_goes_up_whole(loraq: Loraq, storage: Storage, photos: Path) -> None:
+    arrived: list[str] = []
+    dataset = loraq.upload_dataset(photos, on_file=arrived.append)
+    assert dataset.uri.startswith("s3://datasets/alice/photos-")
+    assert len(dataset.contents.pictures) == len(dataset.contents.captions) == 8
+    assert dataset.contents.left_out == ("LICENSES.md",)
+    assert sorted(arrived) == sorted(dataset.contents.files)
+    folder = S3Uri.parse(dataset.uri)
+    assert len(storage.list(folder)) == 16
+    for name in dataset.contents.files:
+        assert storage.read(folder / name) == (photos / name).read_bytes()
+
+
+def test_names_with_spaces_umlauts_and_folders_and_empty_captions(
+    loraq: Loraq, storage: Storage, tmp_path: Path
+) -> None:
+    files = {"a b/Kätzchen #1+2%.jpg": b"picture", "a b/Kätzchen #1+2%.txt": b""}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    folder = S3Uri.parse(loraq.upload_dataset(tmp_path, name="cats").uri)
+    assert {name: storage.read(folder / name) for name in files} == files
+
+
+def test_two_uploads_never_mix(loraq: Loraq, photos: Path) -> None:
+    assert loraq.upload_dataset(photos).uri != loraq.upload_dataset(photos).uri
+
+
+def test_a_folder_without_pictures_is_refused(loraq: Loraq, tmp_path: Path) -> None:
+    (tmp_path / "caption.txt").write_text("a cat")
+    with pytest.raises(NotADataset, match="no picture"):
+        loraq.upload_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../up.jpg",
+        "/root.jpg",
+        "a/../b.jpg",
+        "a//b.jpg",
+        "./a.jpg",
+        "a\\b.jpg",
+        "a\n.jpg",
+        "a.exe",
+        ".jpg",
+        "x" * 500 + ".jpg",
+    ],
+)
+def test_a_path_that_leads_elsewhere_is_refused(url: str, alice: dict[str, str], path: str) -> None:
+    problem = _new_dataset(url, alice, [{"path": path, "size_bytes": 1}])
+    assert problem["code"] == "invalid_request"
+    assert problem["problems"][0]["field"] == "files.0.path"
+
+
+def test_all_faults_of_a_dataset_are_named_at_once(url: str, alice: dict[str, str]) -> None:
+    files = [{"path": "a.exe", "size_bytes": 1}, {"path": "b.jpg", "size_bytes": -1}, {"path": "c.jpg"}]
+    fields = {each["field"] for each in _new_dataset(url, alice, files, name="My Cats")["problems"]}
+    assert fields == {"name", "files.0.path", "files.1.size_bytes", "files.2.size_bytes"}
+
+
+def test_a_dataset_has_a_limit_and_no_path_twice(url: str, alice: dict[str, str]) -> None:
+    many = [{"path": f"{number}.jpg", "size_bytes": 1} for number in range(MAX_DATASET_FILES + 1)]
+    assert _new_dataset(url, alice, many)["problems"][0]["field"] == "files"
+    assert _new_dataset(url, alice, [])["problems"][0]["field"] == "files"
+    assert "twice" in _new_dataset(url, alice, many[:1] * 2)["problems"][0]["message"]
+
+
+def test_pull_brings_what_was_committed(loraq: Loraq, make_spec: MakeSpec, end_job: EndJob, tmp_path: Path) -> None:
+    files = {"lora.safetensors": b"weights" * 1000, "samples/step 1.png": b"picture", "empty.log": b""}
+    job_id = loraq.submit(make_spec()).id
+    end_job(job_id, files=files)
+    listed = {file.path: file for file in loraq.artifacts(job_id).files}
+    assert {name: file.sha256 for name, file in listed.items()} == {
+        name: hashlib.sha256(content).hexdigest() for name, content in files.items()
+    }
+    folder = tmp_path / "pulled"
+    assert len(loraq.pull(job_id, folder).fetched) == 3
+    assert {name: (folder / name).read_bytes() for name in files} == files
+    assert not list(folder.rglob("*.part"))
+
+
+def test_pull_keeps_what_is_whole_and_mends_what_is_not(
+    loraq: Loraq, make_spec: MakeSpec, end_job: EndJob, tmp_path: Path
+) -> None:
+    job_id = loraq.submit(make_spec()).id
+    end_job(job_id, files={"a": b"aaaa", "b": b"bbbb", "c": b"cccc"})
+    loraq.pull(job_id, tmp_path / "out")
+    before = (tmp_path / "out" / "a").stat().st_mtime_ns
+    (tmp_path / "out" / "b").write_bytes(b"xxxx")
+    (tmp_path / "out" / "c").unlink()
+    pulled = loraq.pull(job_id, tmp_path / "out")
+    assert {file.path for file in pulled.fetched} == {"b", "c"}
+    assert (tmp_path / "out" / "a").stat().st_mtime_ns == before
+    assert (tmp_path / "out" / "b").read_bytes() == b"bbbb"
+
+
+def test_a_file_that_is_not_what_was_committed_never_appears(
+    loraq: Loraq,
+    make_spec: MakeSpec,
+    end_job: EndJob,
+    storage: Storage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("api.transfers.sleep", lambda _: None)
+    job_id = loraq.submit(make_spec()).id
+    record = end_job(job_id)
+    storage.write(S3Uri.parse(record.output_uri) / "lora.safetensors", b"tampered")
+    with pytest.raises(TransferFailed, match="SHA-256"):
+        loraq.pull(job_id, tmp_path / "out")
+    assert not (tmp_path / "out" / "lora.safetensors").exists()
+
+
+def test_a_manifest_cannot_write_outside_the_folder(
+    loraq: Loraq, make_spec: MakeSpec, end_job: EndJob, storage: Storage, tmp_path: Path
+) -> None:
+    job_id = loraq.submit(make_spec()).id
+    folder = S3Uri.parse(end_job(job_id).output_uri)
+    manifest = storage.read(folder / "manifest.json").replace(b'"lora.safetensors"', b'"../outside"')
+    storage.write(folder / "manifest.json", manifest)
+    with pytest.raises(ApiError):
+        loraq.pull(job_id, tmp_path / "out")
+    assert not (tmp_path / "outside").exists()
+
+
+def test_presigned_urls_need_no_token_and_cannot_be_changed(loraq: Loraq, make_spec: MakeSpec, end_job: EndJob) -> None:
+    job_id = loraq.submit(make_spec()).id
+    end_job(job_id)
+    (artifact,) = loraq.artifacts(job_id).files
+    assert httpx.get(artifact.url).content == b"weights"
+    assert httpx.get(artifact.url.replace("lora.safetensors", "manifest.json")).status_code == 403
+    assert httpx.put(artifact.url, content=b"other").status_code in (400, 403)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (Status.QUEUED, "is queued"),
+        (Status.PREPARING, "is preparing"),
+        (Status.FAILED, "The loss is NaN"),
+        (Status.CANCELLED, "was cancelled"),
+    ],
+)
+def test_without_a_manifest_the_reason_is_told(
+    loraq: Loraq, store: Store, make_spec: MakeSpec, end_job: EndJob, status: Status, words: str
+) -> None:
+    job_id = loraq.submit(make_spec()).id
+    if status is Status.PREPARING:
+        store.claim(job_id, "test-worker")
+    elif status is not Status.QUEUED:
+        end_job(job_id, status)
+    with pytest.raises(ApiError, match=words) as refused:
+        loraq.artifacts(job_id)
+    assert (refused.value.status, refused.value.code) == (409, "no_artifacts_yet")
+
+
+def _new_dataset(url: str, who: dict[str, str], files: list[dict[str, Any]], name: str = "cats") -> dict[str, Any]:
+    answer = httpx.post(f"{url}/v1/datasets", json={"name": name, "files": files}, headers=who, timeout=30)
+    assert answer.status_code == 422
+    return answer.json()
