@@ -157,7 +157,7 @@ def pull(
             output.json({"folder": str(folder), "files": files, "fetched": len(pulled.fetched)})
         else:
             kept = f"; {len(pulled.already_there)} were there already" if pulled.already_there else ""
-            output.out.print(f"{len(pulled.fetched)} files fetched into {folder}{kept}.")
+            output.out.print(f"{_files(len(pulled.fetched))} fetched into {folder}{kept}.")
 
 
 @token_app.command("create")
@@ -207,6 +207,10 @@ def _with_dataset(loraq: Loraq, text: bytes, folder: Path, output: Output) -> di
         task = progress.add_task("uploading", total=len(contents.files))
         uploaded = loraq.upload_dataset(contents, on_file=lambda _: progress.advance(task))
     return spec_on(uploaded.uri)
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
 
 
 def _size(size_bytes: int) -> str:

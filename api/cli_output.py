@@ -1,16 +1,17 @@
 """What the CLI prints, and its exit codes: results on standard output, everything else on standard error."""
 
 import json
+import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from api.cli_connection import NotConnected
@@ -53,8 +54,8 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.out = Console(highlight=False, markup=False, soft_wrap=True)
-        self.err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self.out = _console(sys.stdout)
+        self.err = _console(sys.stderr)
 
     def json(self, value: BaseModel | Mapping[str, Any]) -> None:
         """One JSON value on a line."""
@@ -93,7 +94,8 @@ class Output:
         if not page.jobs:
             self.say("There are no such jobs.")
             return
-        table = Table("job", "name", "status", "created", "why", box=None, padding=(0, 2, 0, 0))
+        job_id = Column("job", no_wrap=True)  # what one copies from the table
+        table = Table(job_id, "name", "status", "created", "why", box=None, padding=(0, 2, 0, 0))
         for job in page.jobs:
             status = Text(job.status, STYLES.get(job.status, ""))
             table.add_row(job.id, job.name, status, _local(job.created_at), job.failure.reason if job.failure else "")
@@ -124,6 +126,12 @@ class Output:
         except (NotConnected, NotADataset) as error:
             self.error("usage", str(error))
             raise typer.Exit(ExitCode.INVALID) from None
+
+
+def _console(stream: TextIO) -> Console:
+    # Nothing in a pipe is 80 characters wide.
+    width = None if stream.isatty() else 1000
+    return Console(file=stream, highlight=False, markup=False, soft_wrap=True, width=width)
 
 
 def printable(text: str) -> str:

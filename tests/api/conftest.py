@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import uvicorn
 from api.app import create_app
 from api.auth import create_token
 from api.client import Loraq
-from api.servers import free_port
+from api.servers import RedisServer, free_port
 from jobs.manifest import MANIFEST_NAME, describe_folder
 from jobs.record import Failure, JobRecord
 from jobs.settings import Settings
@@ -21,43 +21,52 @@ from jobs.storage import Storage
 from jobs.store import Store
 from jobs.uri import S3Uri
 
+QUEUE = "test-api"
+
+
+@contextmanager
+def served(settings: Settings, storage: Storage | None = None) -> Iterator[str]:
+    """Serve the API with given settings; gives its URL."""
+    port = free_port()
+    app = create_app(settings, storage=storage)
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not server.started:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., str]]:
-    """Serve the API with given settings until the test ends; gives its URL."""
+def serve() -> Iterator[Callable[[Settings], str]]:
+    """Serve the API with settings of one's own until the test ends; gives its URL."""
     with ExitStack() as stack:
-
-        def start(settings: Settings, storage: Storage | None = None) -> str:
-            port = free_port()
-            config = uvicorn.Config(
-                create_app(settings, storage=storage),
-                port=port,
-                log_config=None,
-                access_log=False,
-                timeout_graceful_shutdown=1,
-            )
-            server = uvicorn.Server(config)
-            thread = threading.Thread(target=server.run, daemon=True)
-            thread.start()
-
-            def stop() -> None:
-                server.should_exit = True
-                thread.join(10)
-
-            stack.callback(stop)
-            deadline = time.monotonic() + 10
-            while not server.started:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            return f"http://127.0.0.1:{port}"
-
-        yield start
+        yield lambda settings: stack.enter_context(served(settings))
 
 
 @pytest.fixture
-def url(serve: Callable[..., str], settings: Settings, storage: Storage) -> str:
+def settings(make_settings: Callable[..., Settings]) -> Settings:
+    """The settings of the API at `url`; Redis is empty."""
+    return make_settings(queue=QUEUE)
+
+
+@pytest.fixture(scope="session")
+def shared_api(redis_server: RedisServer, storage: Storage) -> Iterator[str]:
+    """One API for all tests of this folder: it keeps nothing in memory that one could leave to another."""
+    with served(Settings.model_validate({"redis_url": redis_server.url, "queue": QUEUE}), storage) as url:
+        yield url
+
+
+@pytest.fixture
+def url(shared_api: str, settings: Settings) -> str:
     """Where the API is."""
-    return serve(settings, storage)
+    return shared_api
 
 
 @pytest.fixture
@@ -91,7 +100,7 @@ def end_job(store: Store, storage: Storage, tmp_path: Path) -> Callable[..., Job
             return store.move(job_id, 1, to, failure)
         store.move(job_id, 1, Status.TRAINING)
         store.move(job_id, 1, Status.UPLOADING)
-        folder = tmp_path / job_id
+        folder = tmp_path / "committed" / job_id
         for name, content in (files or {"lora.safetensors": b"weights"}).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)

@@ -26,7 +26,7 @@ def test_ready_when_redis_and_all_buckets_answer(url: str) -> None:
 
 @pytest.mark.integration
 def test_alive_but_not_ready_without_redis_or_a_bucket(
-    serve: Callable[..., str], make_settings: Callable[..., Settings]
+    serve: Callable[[Settings], str], make_settings: Callable[..., Settings]
 ) -> None:
     url = serve(make_settings(redis_url=f"redis://127.0.0.1:{free_port()}/0", buckets=("models", "missing")))
     assert httpx.get(f"{url}/healthz").json()["status"] == "ok"

@@ -1,6 +1,7 @@
 """Every error is problem+json with a stable code, and none shows our insides."""
 
 from collections.abc import Callable
+from time import monotonic, sleep
 
 import httpx
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from api.access_log import AccessLog
 from api.schemas import ProblemDetails
 from api.servers import free_port
+from jobs.errors import StorageUnavailable
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.storage import Storage
@@ -36,7 +38,7 @@ def test_an_unknown_job(url: str, alice: dict[str, str]) -> None:
     assert "loraq list" in _problem(httpx.get(f"{url}/v1/jobs/x", headers=alice), 404, "job_not_found").detail
 
 
-def test_redis_out_of_reach(serve: Callable[..., str], make_settings: Callable[..., Settings]) -> None:
+def test_redis_out_of_reach(serve: Callable[[Settings], str], make_settings: Callable[..., Settings]) -> None:
     url = serve(make_settings(redis_url=f"redis://127.0.0.1:{free_port()}/0"))
     answer = httpx.get(f"{url}/v1/jobs", headers={"Authorization": "Bearer lrq_x"}, timeout=30)
     problem = _problem(answer, 503, "redis_unavailable")
@@ -47,8 +49,6 @@ def test_redis_out_of_reach(serve: Callable[..., str], make_settings: Callable[.
 def test_an_object_store_out_of_reach_is_a_503(
     url: str, alice: dict[str, str], make_spec: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs.errors import StorageUnavailable
-
     def unavailable(*_: object) -> bytes:
         raise StorageUnavailable("The object store did not answer.")
 
@@ -74,6 +74,10 @@ def test_a_bug_of_ours_shows_no_insides(
 def test_each_request_is_logged_on_one_line(url: str, alice: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger=AccessLog.__module__)
     answer = httpx.get(f"{url}/v1/jobs/a%0Ab", headers=alice)
+    deadline = monotonic() + 5
+    while not caplog.records:  # it is written when the answer is out
+        assert monotonic() < deadline
+        sleep(0.01)
     line = caplog.records[-1]
     assert line.getMessage().startswith("GET /v1/jobs/a%0Ab gave 404 in ")
     assert line.__dict__["request_id"] == answer.headers["X-Request-ID"]
