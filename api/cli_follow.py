@@ -1,73 +1,127 @@
-"""Following a job to its end: a progress bar on a terminal, lines elsewhere, JSON lines for programs."""
+"""Follows a job on the terminal: a progress bar for a person, plain lines for a file or a pipe, JSON for a program."""
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from time import monotonic
+from typing import Self
 
-from api.cli_output import Exit, err, event_line, out, print_json
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from api.cli_events import in_words, line
+from api.cli_output import STYLES, ExitCode, Output, printable
 from api.client import Loraq
 from api.schemas import JobEvent
 from jobs.status import Status
 
-_ENDS = {Status.SUCCEEDED: Exit.OK, Status.FAILED: Exit.JOB_FAILED, Status.CANCELLED: Exit.CANCELLED}
+LINE_EVERY_S = 5.0
+"""A step is a line of its own only this often, where there is no bar."""
+
+_EXIT_CODES = {
+    Status.SUCCEEDED: ExitCode.OK,
+    Status.FAILED: ExitCode.JOB_FAILED,
+    Status.CANCELLED: ExitCode.CANCELLED,
+}
 
 
-def follow(loraq: Loraq, job_id: str, *, as_json: bool, bar: bool) -> Exit:
-    """Show the job's events until it has ended; the exit code says how. Ctrl-C leaves the job as it is."""
+def follow(loraq: Loraq, job_id: str, output: Output) -> ExitCode:
+    """Show a job to its end. Ctrl-C stops the showing, not the job."""
     try:
-        if as_json or not (bar and out.is_terminal):
-            return _follow_lines(loraq, job_id, as_json)
-        return _follow_bar(loraq, job_id)
+        if output.as_json:
+            for event in loraq.events(job_id):
+                output.json(event)
+        elif output.err.is_terminal:
+            with Bar(output.err) as bar:
+                for event in loraq.events(job_id):
+                    bar.show(event)
+        else:
+            lines = Lines(output)
+            for event in loraq.events(job_id):
+                lines.show(event)
     except KeyboardInterrupt:
-        err.print(f"\nThe job goes on. Look again: loraq logs -f {job_id}   End it: loraq cancel {job_id}")
-        return Exit.INTERRUPTED
+        output.say(
+            f"No longer following; job {job_id} goes on. "
+            f"Follow it again: loraq logs -f {job_id}. End it: loraq cancel {job_id}."
+        )
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    return _EXIT_CODES[loraq.get(job_id).status]
 
 
-def _follow_lines(loraq: Loraq, job_id: str, as_json: bool) -> Exit:
-    for event in loraq.events(job_id):
-        if as_json:
-            print_json(event)
-        elif _worth_a_line(event):
-            out.print(event_line(event))
-    return _ENDS[loraq.get(job_id).status]
+class Lines:
+    """A line an event, steps and encoded pictures only every few seconds."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._next_at = 0.0
+
+    def show(self, event: JobEvent) -> None:
+        """One event."""
+        if event.kind in ("step", "encoded"):
+            last = event.data.get("step", event.data.get("done")) == event.data.get("steps", event.data.get("total"))
+            if monotonic() < self._next_at and not last:
+                return
+            self._next_at = monotonic() + LINE_EVERY_S
+        self._output.out.print(printable(line(event)))
 
 
-def _follow_bar(loraq: Loraq, job_id: str) -> Exit:
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=out) as progress:
-        task = progress.add_task("queued", total=1, note="")
-        for event in loraq.events(job_id):
-            _show(progress, task, event)
-    return _ENDS[loraq.get(job_id).status]
+class Bar:
+    """Phase, bar, step, loss, seconds a step and the time that is left; warnings and changes of status above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[count]}"),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=False,
+        )
+        self._task: TaskID = self._progress.add_task("waiting", total=None, count="", figures="")
+        self._seconds: float | None = None
+
+    def show(self, event: JobEvent) -> None:
+        """One event."""
+        data = event.data
+        match event.kind:
+            case "phase":
+                self._progress.update(self._task, description=str(data["name"]), total=None, count="", figures="")
+            case "encoded":
+                self._count(data["done"], data["total"])
+            case "step":
+                self._count(data["step"], data["steps"])
+                self._figures(event)
+            case _:
+                style = STYLES.get(Status(str(data["to"])), "") if event.kind == "status" else ""
+                self._progress.console.print(printable(line(event)), style=style)
+        if event.final_status:
+            self._progress.update(self._task, description=in_words(event).partition(":")[0], refresh=True)
+
+    def _count(self, done: object, total: object) -> None:
+        assert isinstance(done, int)
+        assert isinstance(total, int)
+        self._progress.update(self._task, completed=done, total=total, count=f"{done}/{total}")
+
+    def _figures(self, event: JobEvent) -> None:
+        step, steps, loss, seconds = (event.data[name] for name in ("step", "steps", "loss", "seconds"))
+        assert isinstance(step, int)
+        assert isinstance(steps, int)
+        assert isinstance(loss, int | float)
+        assert isinstance(seconds, int | float)
+        # A running mean, so that one slow step does not throw the estimate about.
+        self._seconds = seconds if self._seconds is None else 0.9 * self._seconds + 0.1 * seconds
+        left = _duration((steps - step) * self._seconds)
+        figures = f"loss {loss:.4f}  {self._seconds:.2f} s/step  {left} left"
+        self._progress.update(self._task, figures=figures)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
 
 
-def _show(progress: Progress, task: TaskID, event: JobEvent) -> None:
-    data = event.data
-    match event.kind:
-        case "phase":
-            progress.reset(task, description=str(data["name"]), total=1, note="")
-        case "encoded":
-            progress.update(task, completed=_number(data["done"]), total=_number(data["total"]))
-        case "step":
-            note = f"loss {_number(data['loss']):.4f}  {_number(data['seconds']):.2f} s/step"
-            progress.update(task, completed=_number(data["step"]), total=_number(data["steps"]), note=note)
-        case "status" | "dataset" | "warning" | "cancel_requested":
-            progress.console.print(event_line(event))
-        case "sample" | "checkpoint":
-            pass  # the bar moves on; `loraq pull` brings them
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
-def _worth_a_line(event: JobEvent) -> bool:
-    """One line for each tenth of the pictures, not for each."""
-    if event.kind != "encoded":
-        return True
-    done, total = _number(event.data["done"]), _number(event.data["total"])
-    return done == total or done % max(1, total // 10) == 0
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,127 +1,157 @@
-"""What the CLI prints: sentences and tables for people, JSON for programs, and which exit code says what."""
+"""What the CLI prints, and its exit codes: results on standard output, everything else on standard error."""
 
 import json
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Any, NoReturn
+from typing import Any, TextIO
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
-from api.client import ApiError, ApiUnavailable, DamagedDownload
-from api.schemas import Job, JobEvent
-from jobs.errors import InvalidSpec
+from api.cli_connection import NotConnected
+from api.client_errors import ApiError, Unavailable
+from api.dataset_folder import NotADataset
+from api.schemas import Job, JobPage
+from jobs.errors import InvalidSpec, Problem
 from jobs.status import Status
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-COLOURS = {Status.SUCCEEDED: "green", Status.FAILED: "red", Status.CANCELLED: "yellow"}
-
-
-class Exit(IntEnum):
-    """What the exit code says. docs/cli.md has the same table, and a test compares them."""
+class ExitCode(IntEnum):
+    """What scripts can tell from how the CLI ends."""
 
     OK = 0
-    JOB_FAILED = 1  # the job that was followed failed
-    INVALID = 2  # the command line or the spec is at fault
-    REFUSED = 3  # no such job, no such token
-    UNAVAILABLE = 4  # the server or the network is at fault: try again later
-    CANCELLED = 5  # the job that was followed was cancelled
-    INTERRUPTED = 130  # Ctrl-C
+    JOB_FAILED = 1
+    INVALID = 2
+    REFUSED = 3
+    UNAVAILABLE = 4
+    CANCELLED = 5
+    INTERRUPTED = 130
 
 
-def fail(code: Exit, message: str) -> NoReturn:
-    """End with `code` and a message on standard error."""
-    err.print(f"[red]loraq:[/] {_plain(message)}")
-    raise typer.Exit(code)
+EXIT_CODES = {
+    ExitCode.OK: "done; a job that was followed succeeded",
+    ExitCode.JOB_FAILED: "a job that was followed failed; a part of `loraq up` ended by itself",
+    ExitCode.INVALID: "wrong usage, or a spec that cannot be carried out",
+    ExitCode.REFUSED: "not found, not yours, no token, or not possible as things stand",
+    ExitCode.UNAVAILABLE: "the API, Redis or the object store cannot be reached",
+    ExitCode.CANCELLED: "a job that was followed was cancelled",
+    ExitCode.INTERRUPTED: "Ctrl-C; a job that was followed goes on",
+}
+
+STYLES = {Status.SUCCEEDED: "green", Status.FAILED: "red", Status.CANCELLED: "yellow", Status.TRAINING: "cyan"}
+
+_REFUSALS = (401, 403, 404, 409)
 
 
-@contextmanager
-def named_errors() -> Generator[None]:
-    """Turn what can go wrong into a message and an exit code."""
-    try:
-        yield
-    except InvalidSpec as error:
-        for problem in error.problems:
-            err.print(f"[red]loraq:[/] {_plain(': '.join(filter(None, (problem.field, problem.message))))}")
-        raise typer.Exit(Exit.INVALID) from None
-    except ApiError as error:
-        for each in error.problem.problems or ():
-            err.print(f"[red]loraq:[/] {_plain(': '.join(filter(None, (each.field, each.message))))}")
-        if not error.problem.problems:
-            err.print(f"[red]loraq:[/] {_plain(error.problem.detail)}")
-        refused = error.problem.status in (401, 403, 404)
-        raise typer.Exit(Exit.REFUSED if refused else Exit.INVALID) from None
-    except (ApiUnavailable, DamagedDownload) as error:
-        fail(Exit.UNAVAILABLE, str(error))
-    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
-        fail(Exit.INVALID, str(error))
+class Output:
+    """Prints for a person, or with `as_json` one JSON value a line and nothing else on standard output."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.out = _console(sys.stdout)
+        self.err = _console(sys.stderr)
+
+    def json(self, value: BaseModel | Mapping[str, Any]) -> None:
+        """One JSON value on a line."""
+        print(value.model_dump_json() if isinstance(value, BaseModel) else json.dumps(value), flush=True)
+
+    def say(self, sentence: str, style: str | None = None) -> None:
+        """A sentence for the person who looks on."""
+        self.err.print(printable(sentence), style=style)
+
+    def job(self, job: Job) -> None:
+        """Everything about one job, but its spec."""
+        if self.as_json:
+            self.json(job)
+            return
+        rows = Table.grid(padding=(0, 2))
+        rows.add_row("job", job.id)
+        rows.add_row("name", job.spec.name)
+        asked = ", cancel asked for" if job.cancel_requested_at and not job.status.final else ""
+        rows.add_row("status", Text(f"{job.status}{asked}", STYLES.get(job.status, "")))
+        if job.failure:
+            rows.add_row("why", f"{job.failure.reason}: {printable(job.failure.message)}")
+        if job.progress and job.status.running:
+            rows.add_row("progress", _progress(job))
+        rows.add_row("created", _local(job.created_at))
+        for attempt in job.attempts:
+            ended = f" to {_local(attempt.ended_at)}: {attempt.outcome}" if attempt.ended_at else ", running"
+            rows.add_row(f"attempt {attempt.number}", f"{_local(attempt.started_at)}{ended}, on {attempt.worker}")
+        rows.add_row("output", job.output_uri)
+        self.out.print(rows)
+
+    def page(self, page: JobPage) -> None:
+        """A list of jobs."""
+        if self.as_json:
+            self.json(page)
+            return
+        if not page.jobs:
+            self.say("There are no such jobs.")
+            return
+        job_id = Column("job", no_wrap=True)  # what one copies from the table
+        table = Table(job_id, "name", "status", "created", "why", box=None, padding=(0, 2, 0, 0))
+        for job in page.jobs:
+            status = Text(job.status, STYLES.get(job.status, ""))
+            table.add_row(job.id, job.name, status, _local(job.created_at), job.failure.reason if job.failure else "")
+        self.out.print(table)
+        if page.next_cursor:
+            self.say(f"There are more: --cursor {page.next_cursor}")
+
+    def error(self, code: str, detail: str, problems: list[Problem] | None = None) -> None:
+        """Why it did not work."""
+        named = [{"field": each.field, "message": each.message} for each in problems or []]
+        if self.as_json:
+            self.json({"error": {"code": code, "detail": detail, "problems": named}})
+        self.say(detail, "red")
+        for each in named:
+            self.say(f"  {each['field']}: {each['message']}" if each["field"] else f"  {each['message']}")
+
+    @contextmanager
+    def explained(self) -> Generator[None]:
+        """Turn what goes wrong inside into words and an exit code."""
+        try:
+            yield
+        except ApiError as error:
+            self.error(error.code, error.detail, error.problems)
+            raise typer.Exit(_exit_code(error)) from None
+        except InvalidSpec as error:
+            self.error(error.code, "The spec cannot be carried out.", error.problems)
+            raise typer.Exit(ExitCode.INVALID) from None
+        except (NotConnected, NotADataset) as error:
+            self.error("usage", str(error))
+            raise typer.Exit(ExitCode.INVALID) from None
 
 
-def print_json(value: BaseModel | dict[str, Any]) -> None:
-    """One JSON object on one line of standard output."""
-    data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+def _console(stream: TextIO) -> Console:
+    # Nothing in a pipe is 80 characters wide.
+    width = None if stream.isatty() else 1000
+    return Console(file=stream, highlight=False, markup=False, soft_wrap=True, width=width)
 
 
-def job_table(job: Job) -> Table:
-    """Everything worth knowing of one job."""
-    table = Table.grid(padding=(0, 2))
-    colour = COLOURS.get(job.status, "cyan")
-    rows: list[tuple[str, str]] = [
-        ("job", job.id),
-        ("name", job.spec.name),
-        ("status", f"[{colour}]{job.status}[/]"),
-        ("submitted", f"{job.created_at:%Y-%m-%d %H:%M:%S} UTC"),
-        ("attempts", str(len(job.attempts))),
-        ("output", job.output_uri),
-    ]
-    if job.progress is not None:
-        at = f"{job.progress.phase}, step {job.progress.step} of {job.progress.steps}"
-        rows.append(("progress", at if job.progress.steps else job.progress.phase))
-        if job.progress.loss is not None:
-            rows.append(("loss", f"{job.progress.loss:.4f}"))
-    if job.failure is not None:
-        rows.append(("failure", f"[red]{job.failure.reason}[/]: {_plain(job.failure.message)}"))
-    for name, value in rows:
-        table.add_row(f"[dim]{name}[/]", value)
-    return table
+def printable(text: str) -> str:
+    """`text` without the control characters by which what a server says could take over a terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else "�" for char in text)
 
 
-def event_line(event: JobEvent) -> str:
-    """One event as a sentence."""
-    return f"[dim]{event.at:%H:%M:%S}[/] {_plain(_sentence(event))}"
+def _exit_code(error: ApiError) -> ExitCode:
+    if isinstance(error, Unavailable) or error.status is None:
+        return ExitCode.UNAVAILABLE
+    return ExitCode.REFUSED if error.status in _REFUSALS else ExitCode.INVALID
 
 
-def _sentence(event: JobEvent) -> str:
-    data: dict[str, Any] = dict(event.data)
-    match event.kind:
-        case "status":
-            why = f": {data['message']} ({data['reason']})" if data.get("message") else ""
-            return f"The job is {data['to']}{why}"
-        case "cancel_requested":
-            return "Its owner asked to cancel it"
-        case "phase":
-            return f"Attempt {event.attempt} is {data['name']}"
-        case "encoded":
-            return f"Encoded {data['done']} of {data['total']} pictures and captions"
-        case "dataset":
-            sizes = ", ".join(f"{count} of {size}" for size, count in data.get("bucket_sizes", {}).items())
-            return f"The dataset has {data['pictures']} pictures: {sizes}"
-        case "step":
-            return f"Step {data['step']} of {data['steps']}: loss {data['loss']:.4f}, {data['seconds']:.2f} s"
-        case "sample" | "checkpoint":
-            return f"Made {data['path']}"
-        case "warning":
-            return f"Warning: {data['message']}"
+def _progress(job: Job) -> str:
+    assert job.progress is not None
+    step = f" {job.progress.step}/{job.progress.steps}" if job.progress.steps else ""
+    loss = f", loss {job.progress.loss:.4f}" if job.progress.loss is not None else ""
+    age_s = (datetime.now(UTC) - job.progress.at).total_seconds()
+    return f"{job.progress.phase}{step}{loss} ({max(0, age_s):.0f} s ago)"
 
 
-def _plain(text: str) -> str:
-    """Text in which rich finds no markup."""
-    return text.replace("[", r"\[")
+def _local(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"

@@ -1,258 +1,251 @@
-"""The HTTP API from Python: what the CLI is made of, and what a script can use.
+"""The client: what the CLI is made of, and what a program of yours can use.
 
 with Loraq("http://127.0.0.1:8000", token) as loraq:
-    job = loraq.submit(Path("job.yaml").read_text())
-    for event in loraq.events(job.id): ...
-    loraq.pull(job.id, Path("out"))
+    dataset = loraq.upload_dataset(Path("photos"))
+    job = loraq.submit(spec | {"dataset": {"uri": dataset.uri}})
+    loraq.wait(job.id)
+    loraq.pull(job.id, Path("results"))
 """
 
-import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from time import monotonic, sleep
+from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 from pydantic import TypeAdapter
 
-from api.schemas import (
-    CAPTION_ENDINGS,
-    PICTURE_ENDINGS,
-    Artifact,
-    Artifacts,
-    DatasetUpload,
-    Job,
-    JobEvent,
-    JobPage,
-    ProblemDetails,
-    ValidSpec,
-)
+from api.client_errors import Unavailable, no_answer, raise_for_problem
+from api.dataset_folder import DatasetFolder, read_dataset_folder
+from api.event_stream import read_data
+from api.schemas import Artifact, Artifacts, DatasetUpload, Job, JobEvent, JobPage, Upload, ValidSpec
+from api.transfers import all_at_once, fetch_file, put_file
+from jobs.spec import JobSpec
+from jobs.status import Status
 
-PARALLEL_TRANSFERS = 4
-RECONNECT_S = 1.0
-OUTAGE_PATIENCE_S = 120.0
-"""How long a follower keeps trying to reconnect before it gives up."""
+Spec = JobSpec | Mapping[str, Any] | str | bytes
+"""A spec as a model, as JSON values, or as YAML text."""
 
+TRIES = 3
+QUIET_S = 45.0
+"""A stream that is silent for this long is dead: the API sends a comment every 15 s."""
 
-class ApiError(Exception):
-    """The API refused, and `problem` says why."""
+# A proxy that the environment names cannot know what listens on this machine.
+_DIRECT: dict[str, httpx.BaseTransport | None] = {"all://127.0.0.1": None, "all://localhost": None}
 
-    def __init__(self, problem: ProblemDetails) -> None:
-        self.problem = problem
-        super().__init__(problem.detail)
+_EVENTS = TypeAdapter(tuple[JobEvent, ...])
 
 
-class ApiUnavailable(Exception):
-    """The API, or the object store behind it, cannot be reached."""
+@dataclass(frozen=True)
+class UploadedDataset:
+    """A dataset that lies in the bucket."""
+
+    uri: str  # for dataset.uri of a spec
+    contents: DatasetFolder
 
 
-class DamagedDownload(Exception):
-    """What was downloaded is not what the manifest names."""
+@dataclass(frozen=True)
+class Pulled:
+    """The output of a job on this machine."""
+
+    folder: Path
+    fetched: tuple[Artifact, ...]
+    already_there: tuple[Artifact, ...]
 
 
 class Loraq:
-    """One server, with one owner's token. A context manager; also fine without, for a short script.
+    """One API, as one owner.
 
-    Raises, from every method:
-        ApiError: the server refused.
-        ApiUnavailable: it does not answer, or only with a gateway's errors.
+    Every method raises `api.client_errors.ApiError`, or its kind `Unavailable` when the API cannot be reached.
+
+    Args:
+        url: where the API is: http://127.0.0.1:8000.
+        token: lrq_..., from `loraq token create`.
+        timeout_s: how long to wait for an answer.
     """
 
     def __init__(self, url: str, token: str, timeout_s: float = 30.0) -> None:
-        headers = {"Authorization": f"Bearer {token}", "User-Agent": "loraq"}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
-        # Presigned URLs carry their own rights, and the object store must not see the token.
-        self._bare = httpx.Client(timeout=httpx.Timeout(timeout_s, read=120.0))
+        self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {token}"}
+        self._http = httpx.Client(base_url=f"{self.url}/v1", headers=headers, timeout=timeout_s, mounts=_DIRECT)
+        # Presigned URLs are for another host: the token must not go there.
+        self._files = httpx.Client(timeout=httpx.Timeout(timeout_s, read=120, write=120), mounts=_DIRECT)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+        self._files.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._http.close()
-        self._bare.close()
+        self.close()
 
-    def submit(self, spec: str, idempotency_key: str | None = None) -> Job:
-        """Submit a spec, YAML or JSON text. Once this returns, the job is not lost."""
-        headers = {"Content-Type": "application/yaml"}
-        if idempotency_key is not None:
-            headers["Idempotency-Key"] = idempotency_key
-        return Job.model_validate_json(self._call("POST", "/v1/jobs", content=spec.encode(), headers=headers))
+    # -- jobs ---------------------------------------------------------------------------------------------------------
 
-    def validate(self, spec: str) -> ValidSpec:
-        """Check a spec without submitting it."""
-        headers = {"Content-Type": "application/yaml"}
-        return ValidSpec.model_validate_json(
-            self._call("POST", "/v1/jobs:validate", content=spec.encode(), headers=headers)
-        )
+    def submit(self, spec: Spec, idempotency_key: str | None = None) -> Job:
+        """Submit a job. A repeat with the same key gives the same job; without a key each call makes one job."""
+        key = idempotency_key or secrets.token_urlsafe(16)  # our own tries are repeats, too
+        return Job.model_validate(self._send("POST", "/jobs", **_spec_body(spec, {"Idempotency-Key": key})))
 
-    def list(self, status: str | None = None, cursor: str | None = None, limit: int = 50) -> JobPage:
-        """A page of your jobs, newest first."""
-        params = {"status": status, "cursor": cursor, "limit": limit}
-        given = {name: value for name, value in params.items() if value is not None}
-        return JobPage.model_validate_json(self._call("GET", "/v1/jobs", params=given))
+    def validate(self, spec: Spec) -> ValidSpec:
+        """Check a spec without submitting it; an ApiError lists every field at fault in `problems`."""
+        return ValidSpec.model_validate(self._send("POST", "/jobs:validate", **_spec_body(spec)))
+
+    def list(self, status: Status | None = None, limit: int = 50, cursor: str | None = None) -> JobPage:
+        """Jobs, newest first."""
+        given = {"status": status, "limit": limit, "cursor": cursor}
+        params = {name: str(value) for name, value in given.items() if value is not None}
+        return JobPage.model_validate(self._send("GET", "/jobs", params=params))
 
     def get(self, job_id: str) -> Job:
         """One job, with where it stands."""
-        return Job.model_validate_json(self._call("GET", f"/v1/jobs/{job_id}"))
+        return Job.model_validate(self._send("GET", _path(job_id)))
 
     def cancel(self, job_id: str) -> Job:
-        """Ask for a job's end. One that has ended stays as it is."""
-        return Job.model_validate_json(self._call("POST", f"/v1/jobs/{job_id}/cancel"))
+        """Cancel a job; a running one ends as soon as it can."""
+        return Job.model_validate(self._send("POST", _path(job_id, "/cancel")))
 
-    def artifacts(self, job_id: str) -> Artifacts:
-        """The files that a job left, each with a presigned URL."""
-        return Artifacts.model_validate_json(self._call("GET", f"/v1/jobs/{job_id}/artifacts"))
+    def wait(self, job_id: str) -> Job:
+        """Return when the job has ended."""
+        for _ in self.events(job_id):
+            pass
+        return self.get(job_id)
 
-    def past_events(self, job_id: str, after: str | None = None) -> list[JobEvent]:
-        """Events up to now, oldest first, at most 1,000 behind `after`."""
-        headers = {"Accept": "application/json"} | ({"Last-Event-ID": after} if after else {})
-        raw = self._call("GET", f"/v1/jobs/{job_id}/events", headers=headers)
-        return TypeAdapter(list[JobEvent]).validate_json(raw)
+    # -- events -------------------------------------------------------------------------------------------------------
 
-    def events(self, job_id: str, after: str | None = None) -> Iterator[JobEvent]:
-        """Events as they come, until the job has ended. Reconnects where it stopped, with none lost and none twice."""
-        gone_since: float | None = None
+    def events(
+        self, job_id: str, after: str = "0-0", follow: bool = True, patience_s: float = 120
+    ) -> Iterator[JobEvent]:
+        """Events of a job behind the event `after`, each once.
+
+        Args:
+            follow: go on until the job has ended, over lost connections and restarts of the API.
+            patience_s: how long it may be out of reach before that is an error.
+        """
+        if not follow:
+            yield from self._present_events(job_id, after)
+            return
+        lost_at: float | None = None
         while True:
             try:
                 for event in self._stream(job_id, after):
-                    after, gone_since = event.id, None
                     yield event
-                    if event.final_status is not None:
+                    after, lost_at = event.id, None
+                    if event.final_status:
                         return
-                if self.get(job_id).status.final and not self.past_events(job_id, after):
-                    return
-            except ApiUnavailable:
-                gone_since = gone_since or time.monotonic()
-                if time.monotonic() - gone_since > OUTAGE_PATIENCE_S:
+                if self.get(job_id).status.final and not any(self._present_events(job_id, after)):
+                    return  # `after` was the last event already
+            except Unavailable:
+                lost_at = lost_at or monotonic()
+                if monotonic() - lost_at > patience_s:
                     raise
-            time.sleep(RECONNECT_S)
+            sleep(1)
 
-    def upload_dataset(self, folder: Path, name: str, on_file: Callable[[int, int], None] | None = None) -> str:
-        """Upload the pictures and captions below `folder`. Returns the URI to put into the spec as dataset.uri.
+    def _present_events(self, job_id: str, after: str) -> Iterator[JobEvent]:
+        while True:
+            headers = {"Accept": "application/json", "Last-Event-ID": after}
+            events = _EVENTS.validate_python(self._send("GET", _path(job_id, "/events"), headers=headers))
+            if not events:
+                return
+            yield from events
+            after = events[-1].id
+
+    def _stream(self, job_id: str, after: str) -> Iterator[JobEvent]:
+        """Events of one connection, for as long as it lasts."""
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": after}
+        timeout = httpx.Timeout(30, read=QUIET_S)
+        try:
+            with self._http.stream("GET", _path(job_id, "/events"), headers=headers, timeout=timeout) as response:
+                if not response.is_success:
+                    response.read()
+                    raise_for_problem(response)
+                for data in read_data(response.iter_lines()):
+                    yield JobEvent.model_validate_json(data)
+        except httpx.TransportError as error:
+            raise no_answer(self.url, error) from error
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def upload_dataset(
+        self,
+        folder: Path | DatasetFolder,
+        name: str | None = None,
+        on_file: Callable[[str], None] | None = None,
+    ) -> UploadedDataset:
+        """Upload the pictures and captions of a folder.
 
         Args:
-            on_file: called with how many files are up, and how many there are.
+            name: shows in the bucket; None for the folder's.
+            on_file: called with the path of each file that has arrived.
 
         Raises:
-            FileNotFoundError: there is no picture in the folder.
+            NotADataset: there is no picture in it.
         """
-        paths = dataset_files(folder)
-        files = [{"path": p.relative_to(folder).as_posix(), "size_bytes": p.stat().st_size} for p in paths]
-        body = json.dumps({"name": name, "files": files}).encode()
-        upload = DatasetUpload.model_validate_json(
-            self._call("POST", "/v1/datasets", content=body, headers={"Content-Type": "application/json"})
+        contents = read_dataset_folder(folder) if isinstance(folder, Path) else folder
+        files = [{"path": path, "size_bytes": (contents.folder / path).stat().st_size} for path in contents.files]
+        answer = self._send("POST", "/datasets", json={"name": name or contents.name, "files": files})
+        upload = DatasetUpload.model_validate(answer)
+
+        def put(file: Upload) -> None:
+            put_file(self._files, contents.folder / file.path, file.url)
+
+        all_at_once(put, upload.files, lambda file: on_file(file.path) if on_file else None)
+        return UploadedDataset(upload.uri, contents)
+
+    def artifacts(self, job_id: str) -> Artifacts:
+        """The files that a job left, with URLs; an ApiError with code no_artifacts_yet if it left none."""
+        return Artifacts.model_validate(self._send("GET", _path(job_id, "/artifacts")))
+
+    def pull(self, job_id: str, folder: Path, on_file: Callable[[Artifact], None] | None = None) -> Pulled:
+        """Download what a job left, each file checked by SHA-256; what lies there whole is not fetched again.
+
+        Args:
+            on_file: called with each file that is there.
+        """
+        files = self.artifacts(job_id).files
+        fetched: set[str] = set()
+
+        def fetch(artifact: Artifact) -> None:
+            if fetch_file(self._files, artifact, folder):
+                fetched.add(artifact.path)
+
+        all_at_once(fetch, files, on_file)
+        return Pulled(
+            folder,
+            tuple(file for file in files if file.path in fetched),
+            tuple(file for file in files if file.path not in fetched),
         )
-        with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
-            puts = [pool.submit(self._put, folder / file.path, file.url) for file in upload.files]
-            for done, each in enumerate(puts, start=1):
-                each.result()
-                if on_file is not None:
-                    on_file(done, len(puts))
-        return upload.uri
 
-    def pull(self, job_id: str, folder: Path, on_file: Callable[[Artifact], None] | None = None) -> list[Path]:
-        """Download everything that a job left, verified by SHA-256. Files that are there and whole are left alone.
+    # -- one request --------------------------------------------------------------------------------------------------
 
-        Raises:
-            DamagedDownload: a file came otherwise than the manifest says.
-        """
-        artifacts = self.artifacts(job_id)
-
-        def fetch(artifact: Artifact) -> Path:
-            path = folder / artifact.path
-            if not (path.is_file() and _sha256(path) == artifact.sha256):
-                self._download(artifact, path)
-            if on_file is not None:
-                on_file(artifact)
-            return path
-
-        with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
-            return list(pool.map(fetch, artifacts.files))
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        *,
-        content: bytes | None = None,
-        headers: dict[str, str] | None = None,
-        params: dict[str, str | int] | None = None,
-    ) -> bytes:
-        try:
-            response = self._http.request(method, path, content=content, headers=headers, params=params)
-        except httpx.HTTPError as error:
-            raise self._unavailable(error) from error
-        _raise_for_problem(response)
-        return response.content
-
-    def _stream(self, job_id: str, after: str | None) -> Iterator[JobEvent]:
-        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
-        timeout = httpx.Timeout(30.0, read=60.0)  # the server sends a comment every 15 s
-        try:
-            with self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers, timeout=timeout) as response:
-                if response.is_error:
-                    response.read()
-                    _raise_for_problem(response)
-                for line in response.iter_lines():
-                    if line.startswith("data:"):
-                        yield JobEvent.model_validate_json(line.removeprefix("data:").strip())
-        except httpx.HTTPError as error:
-            raise self._unavailable(error) from error
-
-    def _put(self, path: Path, url: str) -> None:
-        try:
-            self._bare.put(url, content=path.read_bytes()).raise_for_status()
-        except httpx.HTTPError as error:
-            raise ApiUnavailable(f"{path} could not be uploaded: {error}") from error
-
-    def _download(self, artifact: Artifact, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        try:
-            with self._bare.stream("GET", artifact.url) as response, part.open("wb") as file:
-                response.raise_for_status()
-                for block in response.iter_bytes():
-                    file.write(block)
-        except httpx.HTTPError as error:
-            raise ApiUnavailable(f"{artifact.path} could not be downloaded: {error}") from error
-        if _sha256(part) != artifact.sha256:
-            part.unlink()
-            raise DamagedDownload(f"{artifact.path} is not what the manifest names (SHA-256 differs). Pull again.")
-        part.replace(path)
-
-    def _unavailable(self, error: httpx.HTTPError) -> ApiUnavailable:
-        return ApiUnavailable(f"No answer from {self._http.base_url}: {error or type(error).__name__}.")
+    def _send(self, method: str, path: str, **request: Any) -> Any:
+        """The JSON of the answer. A connection that breaks is tried again: every request here may be repeated."""
+        for count in range(1, TRIES + 1):
+            try:
+                response = self._http.request(method, path, **request)
+            except httpx.TransportError as error:
+                if count == TRIES:
+                    raise no_answer(self.url, error) from error
+                sleep(0.2 * 2**count)
+            else:
+                raise_for_problem(response)
+                return response.json()
+        raise AssertionError("unreachable")
 
 
-def dataset_files(folder: Path) -> "list[Path]":
-    """The pictures and captions below `folder`, in order; whatever else lies there is no part of a dataset.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no picture in it.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}.")
-    endings = PICTURE_ENDINGS + CAPTION_ENDINGS
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in endings)
-    if not any(path.suffix.lower() in PICTURE_ENDINGS for path in files):
-        raise FileNotFoundError(f"There is no picture in {folder} ({', '.join(PICTURE_ENDINGS)}).")
-    return files
+def _spec_body(spec: Spec, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What httpx should send for a spec."""
+    if isinstance(spec, str | bytes):
+        return {"content": spec, "headers": {"Content-Type": "application/yaml", **(headers or {})}}
+    values = spec.model_dump(mode="json") if isinstance(spec, JobSpec) else dict(spec)
+    return {"content": json.dumps(values), "headers": {"Content-Type": "application/json", **(headers or {})}}
 
 
-def _raise_for_problem(response: httpx.Response) -> None:
-    if response.is_success:
-        return
-    try:
-        problem = ProblemDetails.model_validate_json(response.content)
-    except ValueError:
-        raise ApiUnavailable(f"{response.url} answered {response.status_code}, and not as loraq does.") from None
-    if problem.status >= 500:
-        raise ApiUnavailable(problem.detail)
-    raise ApiError(problem)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _path(job_id: str, below: str = "") -> str:
+    return f"/jobs/{quote(job_id, safe='')}{below}"

@@ -1,204 +1,196 @@
-"""Everything on one machine, without Docker: Redis, S3, API and worker as child processes over one data folder.
+"""Everything on one machine, without Docker and without root: Redis, an object store, the API and a worker.
 
-data/loraq.json      ports and passwords, made once (0600)
-data/client.json     address and token, for the CLI (0600)
-data/redis/          append-only file
-data/s3/             the buckets, as plain folders: copy a base model into data/s3/models/
-data/worker/         downloads and caches
-data/*.log           what API and worker say
+    with Stack(Path(".loraq")) as stack:
+        with stack.client() as loraq:
+            loraq.submit(...)
+
+All data lies in one folder and is found again: `redis/`, `s3/` (buckets and objects as plain folders and files),
+`worker/` (caches), `logs/`, `state.json` (ports and credentials) and `client.json` (how the CLI gets in). Redis and the
+object store keep their logs beside their data.
 """
 
-import fcntl
-import json
+# pyright: reportUnknownMemberType=false
+# redis-py types its methods in part.
+
 import os
-import secrets
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from threading import Event
+from typing import Self, cast
 
 import httpx
-from pydantic import BaseModel
 from redis import Redis
 
 from api.auth import remember_token
 from api.client import Loraq
 from api.processes import Child
-from api.servers import RedisServer, S3Server, free_port, port_is_free, write_private
+from api.servers import RedisServer, S3Server, write_private
+from api.stack_state import CLIENT_FILE, ClientFile, FolderLock, StackState
 from jobs.settings import Settings
 
-LOCAL_OWNER = "local"
-CLIENT_FILE = "client.json"
-API_START_S = 60.0
-WORKER_GRACE_S = 45.0
+OWNER = "local"
+API_START_S = 30.0
+WORKER_START_S = 60.0
+
+# The folder that holds our packages. Children run in it, so that `python -m api` finds ours, whatever packages lie in
+# the folder in which the user called us.
+_PACKAGES = Path(__file__).resolve().parent.parent
 
 
-class StackBusy(Exception):
-    """Another `loraq up` runs on the same folder."""
+@dataclass(frozen=True)
+class Part:
+    """One running part, for a table."""
 
-
-class Address(BaseModel):
-    """Where an API is, and with which token: client.json."""
-
-    url: str
-    token: str
-
-
-class _Kept(BaseModel):
-    """What a folder keeps over restarts: loraq.json."""
-
-    redis_port: int
-    redis_password: str
-    s3_port: int
-    s3_access_key_id: str
-    s3_secret_access_key: str
-    api_port: int
-    token: str
+    name: str
+    where: str
+    pid: int
+    log: Path
 
 
 class Stack:
-    """The whole of loraq in one folder; a context manager that leaves no process behind.
+    """All parts as child processes, which end with this one however it ends.
 
     Args:
-        folder: made if missing; what an earlier stack left there is found again.
-        worker: whether a worker is started too.
-        port: of the API; None for the one it had, or a free one.
-        allow_folders: folders that a spec may name by file://.
-
-    Raises, on entering:
-        StackBusy, ServerMissing, ChildFailed.
+        folder: where all data lies; made if it is not there.
+        worker: whether to start a worker; without one, jobs wait.
+        port: of the API; None for that of the last start, or a free one.
+        allow_folders: folders that file:// in a spec may name.
     """
 
     def __init__(
-        self, folder: Path, *, worker: bool = True, port: int | None = None, allow_folders: Sequence[Path] = ()
+        self, folder: Path, worker: bool = True, port: int | None = None, allow_folders: Sequence[Path] = ()
     ) -> None:
-        self.folder = folder.expanduser().resolve()
-        self.children: dict[str, Child] = {}
+        self.folder = folder.resolve()
         self._with_worker = worker
         self._port = port
-        self._allow_folders = tuple(path.resolve() for path in allow_folders)
-        self._exits = ExitStack()
+        self._allow_folders = [folder.resolve() for folder in allow_folders]
+        self._children: list[Child] = []  # in the order of their start
+        self.parts: list[Part] = []
 
-    def __enter__(self) -> Self:
-        with ExitStack() as exits:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock(exits)
-            self._kept = self._keep()
-            self._start(exits)
-            self._exits = exits.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._exits.close()  # in reverse: worker, API, S3, Redis
+    # -- what it is when it runs --------------------------------------------------------------------------------------
 
     @property
-    def address(self) -> Address:
-        """Where the API is, with the local owner's token."""
-        return Address(url=f"http://127.0.0.1:{self._kept.api_port}", token=self._kept.token)
+    def url(self) -> str:
+        """Where the API is."""
+        return f"http://127.0.0.1:{self._state.api_port}"
+
+    @property
+    def token(self) -> str:
+        """A token of the owner `local`."""
+        return self._state.token
 
     @property
     def env(self) -> dict[str, str]:
-        """LORAQ_* for API and worker."""
-        kept = self._kept
+        """The LORAQ_* variables that API and worker run with, secrets included."""
         return {
-            "LORAQ_REDIS_URL": f"redis://:{kept.redis_password}@127.0.0.1:{kept.redis_port}/0",
-            "LORAQ_S3_ENDPOINT_URL": f"http://127.0.0.1:{kept.s3_port}",
-            "LORAQ_S3_ACCESS_KEY_ID": kept.s3_access_key_id,
-            "LORAQ_S3_SECRET_ACCESS_KEY": kept.s3_secret_access_key,
+            "LORAQ_REDIS_URL": self._redis.url,
+            "LORAQ_S3_ENDPOINT_URL": self._s3.endpoint_url,
+            "LORAQ_S3_ACCESS_KEY_ID": self._s3.access_key_id,
+            "LORAQ_S3_SECRET_ACCESS_KEY": self._s3.secret_access_key,
             "LORAQ_DATA_DIR": str(self.folder / "worker"),
             "LORAQ_ALLOWED_FOLDERS": ",".join(map(str, self._allow_folders)),
         }
 
     @property
     def settings(self) -> Settings:
-        """The same as API and worker read from `env`."""
+        """The same as Settings; what `env` leaves open comes from the environment, as it does for the children."""
         return Settings.model_validate({name.removeprefix("LORAQ_").lower(): value for name, value in self.env.items()})
 
     def client(self) -> Loraq:
-        """A client of the local owner's."""
-        return Loraq(self.address.url, self.address.token)
+        """A client as the owner `local`."""
+        return Loraq(self.url, self.token)
 
-    def check(self) -> None:
-        """Raise ChildFailed if one of the processes has ended."""
-        for child in self.children.values():
-            child.check()
+    # -- start and end ------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Watch until interrupted. Raises ChildFailed when one of the processes ends."""
-        while True:
-            self.check()
-            time.sleep(0.5)
+    def start(self) -> None:
+        """Start all parts, each when those it leans on answer.
 
-    def _lock(self, exits: ExitStack) -> None:
-        lock = exits.enter_context((self.folder / "lock").open("w"))
+        Raises:
+            FolderInUse, ServerMissing, ChildFailed: nothing is left running then.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = FolderLock(self.folder)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StackBusy(
-                f"Another `loraq up` runs on {self.folder}. Use that one, or name another --data."
-            ) from None
+            self._start_parts()
+        except BaseException:
+            self.close()
+            raise
 
-    def _keep(self) -> _Kept:
-        """What the folder keeps, with other ports where something else listens by now."""
-        file = self.folder / "loraq.json"
-        if file.exists():
-            kept = _Kept.model_validate_json(file.read_text())
-        else:
-            kept = _Kept(
-                redis_port=free_port(),
-                redis_password=secrets.token_urlsafe(24),
-                s3_port=free_port(),
-                s3_access_key_id="loraq-local",
-                s3_secret_access_key=secrets.token_urlsafe(24),
-                api_port=free_port(),
-                token=f"lrq_{secrets.token_urlsafe(32)}",
-            )
-        if self._port is not None:
-            kept = kept.model_copy(update={"api_port": self._port})
-        moved = {name: free_port() for name in ("redis_port", "s3_port") if not port_is_free(getattr(kept, name))}
-        if self._port is None and not port_is_free(kept.api_port):
-            moved["api_port"] = free_port()
-        kept = kept.model_copy(update=moved)
-        write_private(file, kept.model_dump_json(indent=2))
-        return kept
+    def watch(self, stop: Event) -> None:
+        """Return when `stop` is set.
 
-    def _start(self, exits: ExitStack) -> None:
-        kept, settings = self._kept, self.settings
-        redis = exits.enter_context(RedisServer(self.folder / "redis", kept.redis_port, kept.redis_password))
-        for bucket in settings.buckets:
-            (self.folder / "s3" / bucket).mkdir(parents=True, exist_ok=True)
-        s3 = exits.enter_context(
-            S3Server(self.folder / "s3", kept.s3_access_key_id, kept.s3_secret_access_key, kept.s3_port)
-        )
-        if redis.child is not None and s3.child is not None:
-            self.children |= {"redis": redis.child, "s3": s3.child}
-        with Redis.from_url(redis.url) as connection:
-            remember_token(connection, kept.token, LOCAL_OWNER, "loraq up")
-        self._start_child(exits, "api", ["api", "--port", str(kept.api_port)], grace_s=10)
-        self.children["api"].wait_until(self._api_answers, API_START_S)
-        if self._with_worker:
-            self._start_child(exits, "worker", ["worker"], grace_s=WORKER_GRACE_S)
-        write_private(self.folder / CLIENT_FILE, self.address.model_dump_json(indent=2))
+        Raises:
+            ChildFailed: a part has ended by itself.
+        """
+        while not stop.wait(0.3):
+            for child in self._children:
+                child.check()
 
-    def _start_child(self, exits: ExitStack, name: str, module: Sequence[str], grace_s: float) -> None:
-        env = {key: value for key, value in os.environ.items() if not key.startswith("LORAQ_S3_")} | self.env
-        command = [sys.executable, "-m", *module]
-        child = Child(f"The {name}", command, self.folder / f"{name}.log", env)
-        exits.callback(child.stop, grace_s)
-        self.children[name] = child
+    def close(self) -> None:
+        """End all parts, those first that lean on others. The worker's trainer may take `grace_s` to stop."""
+        for child in reversed(self._children):
+            child.stop(grace_s=self.settings.grace_s + 15)
+        self._children.clear()
+        self.parts.clear()
+        self._lock.release()
 
-    def _api_answers(self) -> bool:
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- part by part -------------------------------------------------------------------------------------------------
+
+    def _start_parts(self) -> None:
+        self._state = state = StackState.load(self.folder, self._port)
+        self._redis = RedisServer(self.folder / "redis", state.redis_port, state.redis_password)
+        self._s3 = S3Server(self.folder / "s3", state.s3_access_key_id, state.s3_secret_access_key, state.s3_port)
+        self._redis.start()
+        self._add("Redis", f"127.0.0.1:{self._redis.port}", self._redis.child, self._redis.log)
+        for bucket in self.settings.buckets:
+            (self._s3.folder / bucket).mkdir(parents=True, exist_ok=True)
+        self._s3.start()
+        self._add("Object store", self._s3.endpoint_url, self._s3.child, self._s3.log)
+        with Redis.from_url(self._redis.url) as redis:
+            remember_token(redis, self.token, OWNER, "made by loraq up")
+            self._start_api()
+            if self._with_worker:
+                self._start_worker(redis)
+        write_private(self.folder / CLIENT_FILE, ClientFile(url=self.url, token=self.token).model_dump_json(indent=2))
+
+    def _start_api(self) -> None:
+        child = self._python("api", "--port", str(self._state.api_port))
+        self._add("API", self.url, child, child.log)
+        child.wait_until(self._api_is_ready, API_START_S)
+
+    def _start_worker(self, redis: "Redis") -> None:
+        child = self._python("worker")
+        self._add("Worker", f"queue {self.settings.queue}", child, child.log)
+        child.wait_until(lambda: self._worker_is_ready(redis, child.pid), WORKER_START_S)
+
+    def _python(self, package: str, *arguments: str) -> Child:
+        """`python -m package`, with settings and secrets in its environment, where no process list shows them."""
+        direct = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
+        env = os.environ | self.env | {"NO_PROXY": direct, "no_proxy": direct}
+        command = [sys.executable, "-m", package, *arguments]
+        return Child(f"The {package}", command, self.folder / "logs" / f"{package}.log", env, _PACKAGES)
+
+    def _add(self, name: str, where: str, child: Child | None, log: Path) -> None:
+        assert child is not None
+        self._children.append(child)
+        self.parts.append(Part(name, where, child.pid, log))
+
+    def _api_is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.address.url}/readyz", timeout=2, trust_env=False).status_code == 200
+            return httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).is_success
         except httpx.HTTPError:
             return False
 
-
-def read_address(folder: Path) -> Address | None:
-    """What `loraq up` left for the CLI in its data folder; None if nothing."""
-    try:
-        return Address.model_validate(json.loads((folder / CLIENT_FILE).read_text()))
-    except FileNotFoundError:
-        return None
+    def _worker_is_ready(self, redis: "Redis", pid: int) -> bool:
+        """Whether RQ knows this very process; workers of earlier starts may still be listed."""
+        workers = cast(set[bytes], redis.smembers(f"rq:workers:{self.settings.queue}"))
+        return any(redis.hget(worker.decode(), "pid") == str(pid).encode() for worker in workers)
