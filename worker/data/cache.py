@@ -25,7 +25,7 @@ class Cache:
 
     def path(self, kind: str, **content: object) -> Path:
         """The file for tensors of a `kind` that were made from `content`: everything that they depend on."""
-        key = json.dumps([_VERSION, kind, content], sort_keys=True)
+        key = json.dumps([_VERSION, content], sort_keys=True)
         digest = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / kind / digest[:2] / f"{digest}.safetensors"
 

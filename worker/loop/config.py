@@ -109,8 +109,8 @@ class TrainerConfig:
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto takes the GPU when there is one."""
 
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the frozen weights and the activations. The adapter and its optimizer are always float32."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """auto takes bfloat16 on a GPU, and float32 on a CPU, where bfloat16 is slow. Of the frozen weights and the activations. The adapter and its optimizer are always float32."""
 
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,12 @@ class Training:
     """
 
     def __init__(self, config: TrainerConfig, emit: Emit, stop_requested: Callable[[], bool]) -> None:
+        self.device = _device(config)
+        if config.dtype == "auto":
+            config = replace(config, dtype="bfloat16" if self.device.type == "cuda" else "float32")
         self.config = config
         self.emit = emit
         self.stop_requested = stop_requested
-        self.device = _device(config)
         self.dtype = getattr(torch, config.dtype)
         self.output = Path(config.output)
 
