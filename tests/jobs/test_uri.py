@@ -21,7 +21,7 @@ def test_what_is_no_address_is_refused(uri):
 
 
 def test_a_bucket_that_is_not_open_is_refused_by_name():
-    with pytest.raises(UriNotAllowed, match="secrets.*LORAQ_BUCKETS"):
+    with pytest.raises(UriNotAllowed, match=r"secrets.*LORAQ_BUCKETS"):
         check_bucket_allowed(S3Uri.parse("s3://secrets/x"), ("outputs",))
 
 

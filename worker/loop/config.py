@@ -110,7 +110,8 @@ class TrainerConfig:
     """auto takes the GPU when there is one."""
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """auto takes bfloat16 on a GPU, and float32 on a CPU, where bfloat16 is slow. Of the frozen weights and the activations. The adapter and its optimizer are always float32."""
+    """auto takes bfloat16 on a GPU, and float32 on a CPU, where bfloat16 is slow. Of the frozen weights and the
+    activations. The adapter and its optimizer are always float32."""
 
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
