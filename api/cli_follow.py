@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from api.cli_events import in_words, line
+from api.cli_events import line
 from api.cli_output import STYLES, ExitCode, Output, printable
 from api.client import Loraq
 from api.schemas import JobEvent
@@ -64,7 +64,7 @@ class Lines:
 
 
 class Bar:
-    """Phase, bar, step, loss, seconds a step and the time that is left; warnings and changes of status above it."""
+    """Phase, bar, step, loss, seconds a step, time left and time in this phase; changes and warnings stand above it."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -74,9 +74,9 @@ class Bar:
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             console=console,
-            transient=False,
+            transient=True,
         )
-        self._task: TaskID = self._progress.add_task("waiting", total=None, count="", figures="")
+        self._task: TaskID = self._phase("waiting")
         self._seconds: float | None = None
 
     def show(self, event: JobEvent) -> None:
@@ -84,7 +84,8 @@ class Bar:
         data = event.data
         match event.kind:
             case "phase":
-                self._progress.update(self._task, description=str(data["name"]), total=None, count="", figures="")
+                self._progress.remove_task(self._task)
+                self._task = self._phase(str(data["name"]))
             case "encoded":
                 self._count(data["done"], data["total"])
             case "step":
@@ -93,8 +94,10 @@ class Bar:
             case _:
                 style = STYLES.get(Status(str(data["to"])), "") if event.kind == "status" else ""
                 self._progress.console.print(printable(line(event)), style=style)
-        if event.final_status:
-            self._progress.update(self._task, description=in_words(event).partition(":")[0], refresh=True)
+
+    def _phase(self, name: str) -> TaskID:
+        """A bar of its own, because one that has once been counted cannot go back to not knowing how long."""
+        return self._progress.add_task(printable(name), total=None, count="", figures="")
 
     def _count(self, done: object, total: object) -> None:
         assert isinstance(done, int)

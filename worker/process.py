@@ -136,6 +136,7 @@ class TrainerProcess:
 def _environment(cpu_threads: int | None) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_SECRET_PREFIXES)}
     environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin stall when a neighbour takes a core
     if cpu_threads is not None:
         environment["OMP_NUM_THREADS"] = str(cpu_threads)
     return environment
