@@ -1,0 +1,57 @@
+"""What a person sees of a job: every kind of event in words, and a bar that counts."""
+
+from datetime import UTC, datetime
+from io import StringIO
+from typing import Any, get_args
+
+import pytest
+from rich.console import Console
+
+from api.cli_events import in_words
+from api.cli_follow import Bar
+from api.schemas import JobEvent
+from jobs.events import Kind
+
+# As worker/trainer.py and jobs/store.py write them.
+EVENTS: list[tuple[Kind, dict[str, Any], str]] = [
+    ("status", {"from": None, "to": "queued"}, "queued"),
+    ("status", {"from": "training", "to": "failed", "reason": "nan_loss", "message": "NaN."}, "failed: NaN."),
+    ("cancel_requested", {}, "cancel asked for"),
+    ("phase", {"name": "encoding"}, "encoding ..."),
+    ("dataset", {"pictures": 8, "bucket_sizes": {"64x64": 8}, "captions": [], "skipped": []}, "8 pictures"),
+    ("encoded", {"done": 3, "total": 16}, "encoded 3 of 16"),
+    (
+        "step",
+        {"step": 3, "steps": 10, "loss": 0.12345, "lr": 1e-4, "seconds": 2.0, "peak_bytes": None},
+        "step 3/10, loss 0.1235, 2.00 s",
+    ),
+    ("sample", {"step": 3, "path": "samples/a.png"}, "drew samples/a.png"),
+    ("checkpoint", {"step": 3, "path": "checkpoints/a"}, "saved checkpoints/a"),
+    ("warning", {"message": "Clamped."}, "warning: Clamped."),
+]
+
+
+def _event(kind: Kind, data: dict[str, Any]) -> JobEvent:
+    return JobEvent(id="1-0", kind=kind, at=datetime.now(UTC), attempt=1, data=data)
+
+
+@pytest.mark.parametrize(("kind", "data", "words"), EVENTS)
+def test_each_event_has_words(kind: Kind, data: dict[str, Any], words: str) -> None:
+    assert in_words(_event(kind, data)) == words
+
+
+def test_no_kind_is_left_out() -> None:
+    assert {kind for kind, _, _ in EVENTS} == set(get_args(Kind))
+
+
+def test_the_bar_counts_and_tells_what_is_left() -> None:
+    console = Console(file=StringIO(), force_terminal=True, width=120, color_system=None)
+    with Bar(console) as bar:
+        for kind, data, _ in EVENTS:
+            bar.show(_event(kind, data))
+            bar._progress.refresh()
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "3/16" in shown
+    assert "3/10 loss 0.1235  2.00 s/step  0:14 left" in shown
+    assert "failed: NaN." in shown
+    assert "warning: Clamped." in shown
