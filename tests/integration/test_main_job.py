@@ -1,0 +1,170 @@
+"""The whole job on real servers, and every way in which it can end."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+from pydantic import SecretStr
+
+from jobs import events
+from jobs.errors import FailureReason, ObjectNotFound
+from jobs.manifest import MANIFEST_NAME, Manifest, sha256_of
+from jobs.record import JobRecord
+from jobs.status import Status
+from jobs.uri import S3Uri
+
+pytestmark = pytest.mark.integration
+
+ENDLESS = {"resolution": 64, "steps": 100_000}
+
+
+def wait_for(store, job_id: str, reached: Callable[[JobRecord], bool], timeout_s: float = 120) -> JobRecord:
+    """The record, once `reached` says so."""
+    deadline = time.monotonic() + timeout_s
+    while not reached(record := store.get(job_id)):
+        assert time.monotonic() < deadline, f"still {record.status}: {record.failure}"
+        time.sleep(0.1)
+    return record
+
+
+def ended(record: JobRecord) -> bool:
+    return record.status.final
+
+
+def manifest_of(storage, record: JobRecord) -> Manifest:
+    return Manifest.model_validate_json(storage.read(S3Uri.parse(record.output_uri) / MANIFEST_NAME))
+
+
+def assert_no_output(storage, record: JobRecord) -> None:
+    with pytest.raises(ObjectNotFound):
+        manifest_of(storage, record)
+
+
+def test_two_jobs_in_order_each_with_one_committed_output(store, storage, worker, submit, bucket, make_spec, tmp_path):
+    dataset = bucket("main-job")
+    first = submit(make_spec(dataset={"uri": dataset}, samples={"prompts": ["a photo of a cat"]}))
+    second = submit(make_spec(dataset={"uri": dataset}))
+    worker()
+
+    done = wait_for(store, first.id, ended)
+    after = wait_for(store, second.id, ended)
+
+    assert (done.status, after.status) == (Status.SUCCEEDED, Status.SUCCEEDED)
+    assert done.attempt.ended_at <= after.attempt.started_at
+    manifest = manifest_of(storage, done)
+    assert {file.path for file in manifest.files} >= {
+        "lora.safetensors", "lora_diffusers.safetensors", "loss.png", "metrics.jsonl", "spec.yaml", "train.log",
+    }  # fmt: skip
+    for file in manifest.files:
+        storage.download(S3Uri.parse(done.output_uri) / file.path, tmp_path / file.path)
+        assert sha256_of(tmp_path / file.path) == file.sha256
+    moves = [event.data["to"] for event in events.read(store.redis, first.id) if event.kind == "status"]
+    assert moves == ["queued", "preparing", "training", "uploading", "succeeded"]
+
+
+def test_cancel_while_training_frees_the_worker_and_leaves_no_output(store, storage, worker, submit, bucket, make_spec):
+    dataset = bucket("cancel", count=2)
+    job = submit(make_spec(dataset={"uri": dataset}, training=ENDLESS))
+    worker()
+    wait_for(store, job.id, lambda record: record.status is Status.TRAINING)
+    store.request_cancel(job.id)
+
+    record = wait_for(store, job.id, ended, timeout_s=30)
+
+    assert (record.status, record.attempt.outcome) == (Status.CANCELLED, "cancelled")
+    assert_no_output(storage, record)
+
+
+def test_cancel_while_queued_is_done_at_once(store, submit, make_spec):
+    job = submit(make_spec())
+
+    assert store.request_cancel(job.id).status is Status.CANCELLED
+    assert store.queue.count == 0
+    assert store.claim(job.id, "worker") is None
+
+
+def test_a_worker_that_is_told_to_stop_gives_the_job_back(store, worker, submit, bucket, make_spec):
+    dataset = bucket("preempted", count=2)
+    job = submit(make_spec(dataset={"uri": dataset}, training=ENDLESS))
+    process = worker()
+    wait_for(store, job.id, lambda record: record.status is Status.TRAINING)
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(30) == 0
+    record = store.get(job.id)
+    assert (record.status, record.attempt.outcome) == (Status.QUEUED, "preempted")
+    assert store.queue.count == 1
+
+
+def test_a_deadline_ends_the_attempt(store, storage, worker, submit, bucket, make_spec):
+    dataset = bucket("deadline", count=2)
+    job = submit(make_spec(dataset={"uri": dataset}, training=ENDLESS, max_duration_s=20))
+    worker()
+
+    record = wait_for(store, job.id, ended)
+
+    assert record.failure.reason is FailureReason.TIMED_OUT
+    assert "max_duration_s" in record.failure.message
+    assert_no_output(storage, record)
+
+
+def trainer_of(process) -> int:
+    """Process id of the trainer below a worker."""
+    children = lambda pid: [int(c) for c in open(f"/proc/{pid}/task/{pid}/children").read().split()]  # noqa: E731, SIM115, PTH123
+    (horse,) = children(process.pid)
+    (trainer,) = children(horse)
+    return trainer
+
+
+def test_a_killed_trainer_is_told_by_its_signal(store, storage, worker, submit, bucket, make_spec):
+    dataset = bucket("killed", count=2)
+    job = submit(make_spec(dataset={"uri": dataset}, training=ENDLESS))
+    process = worker()
+    wait_for(store, job.id, lambda record: record.status is Status.TRAINING)
+    os.kill(trainer_of(process), signal.SIGSEGV)
+
+    record = wait_for(store, job.id, ended, timeout_s=30)
+
+    assert record.failure.reason is FailureReason.CRASHED
+    assert "SIGSEGV" in record.failure.message
+    assert_no_output(storage, record)
+
+
+@pytest.mark.parametrize(
+    ("changes", "filled", "reason", "says"),
+    [
+        ({"dataset": {"uri": "s3://datasets/nowhere/"}}, {}, FailureReason.DATASET_INVALID, "nothing at"),
+        ({}, {"without": ("brick.txt",)}, FailureReason.DATASET_INVALID, "brick"),
+        ({}, {"broken": "brick.jpg"}, FailureReason.DATASET_INVALID, "brick.jpg"),
+        ({"base_model": "s3://models/none.safetensors"}, {}, FailureReason.BASE_MODEL_INVALID, "none.safetensors"),
+        ({"base_model": "s3://models/wrong.safetensors"}, {}, FailureReason.BASE_MODEL_INVALID, "safetensors"),
+        ({"lora": {"rank": 64}}, {}, FailureReason.INVALID_SPEC, "rank"),
+    ],
+    ids=["no dataset", "no caption", "truncated picture", "no base model", "no checkpoint", "rank too large"],
+)
+def test_bad_input_ends_with_its_reason_and_a_sentence(
+    store, storage, worker, submit, bucket, make_spec, changes, filled, reason, says
+):
+    dataset = bucket(f"bad-{abs(hash(str(changes) + str(filled)))}", count=3, **filled)
+    storage.write(S3Uri("models", "wrong.safetensors"), b"\x80\x02this is a pickle, not a checkpoint" * 10)
+    job = submit(make_spec(**({"dataset": {"uri": dataset}} | changes)))
+    worker()
+
+    record = wait_for(store, job.id, ended)
+
+    assert (record.status, record.failure.reason) == (Status.FAILED, reason)
+    assert says in record.failure.message
+    assert_no_output(storage, record)
+
+
+def test_refused_credentials_are_told_as_such(store, worker, submit, bucket, make_spec):
+    dataset = bucket("denied", count=2)
+    job = submit(make_spec(dataset={"uri": dataset}))
+    worker(s3_secret_access_key=SecretStr("not-the-secret"))
+
+    record = wait_for(store, job.id, ended)
+
+    assert record.failure.reason is FailureReason.STORAGE_DENIED
+    assert "LORAQ_S3_ACCESS_KEY_ID" in record.failure.message
