@@ -36,8 +36,6 @@ async def follow(services: Services, job_id: str, after: str) -> AsyncIterator[J
             for event_id, fields in entries:
                 event = JobEvent.of(decode(event_id, fields))
                 yield event
-                if event.final_status:
-                    return
                 after = event.id
             if over and not entries:
                 return

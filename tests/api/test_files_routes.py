@@ -11,7 +11,8 @@ import pytest
 from api.client import Loraq
 from api.client_errors import ApiError, TransferFailed
 from api.dataset_folder import NotADataset
-from api.schemas import MAX_DATASET_FILES
+from api.schemas import MAX_DATASET_FILES, Artifact
+from api.transfers import fetch_file
 from jobs.record import JobRecord
 from jobs.spec import JobSpec
 from jobs.status import Status
@@ -139,15 +140,22 @@ def test_a_file_that_is_not_what_was_committed_never_appears(
     assert not (tmp_path / "out" / "lora.safetensors").exists()
 
 
-def test_a_manifest_cannot_write_outside_the_folder(
-    loraq: Loraq, make_spec: MakeSpec, end_job: EndJob, storage: Storage, tmp_path: Path
-) -> None:
-    job_id = loraq.submit(make_spec()).id
-    folder = S3Uri.parse(end_job(job_id).output_uri)
-    manifest = storage.read(folder / "manifest.json").replace(b'"lora.safetensors"', b'"../outside"')
-    storage.write(folder / "manifest.json", manifest)
-    with pytest.raises(ApiError):
-        loraq.pull(job_id, tmp_path / "out")
+@pytest.mark.parametrize("path", ["../outside", "/tmp/outside", "a/../../outside"])
+def test_no_path_leads_out_of_the_folder(tmp_path: Path, path: str) -> None:
+    content = b"evil"
+    artifact = Artifact(path=path, size_bytes=4, sha256=hashlib.sha256(content).hexdigest(), url="http://store/file")
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, content=content)
+
+    with (
+        httpx.Client(transport=httpx.MockTransport(answer)) as http,
+        pytest.raises(TransferFailed, match="leads out of"),
+    ):
+        fetch_file(http, artifact, tmp_path / "out")
+    assert not asked
     assert not (tmp_path / "outside").exists()
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -110,12 +111,10 @@ def test_a_deadline_ends_the_attempt(store, storage, worker, submit, bucket, mak
     assert_no_output(storage, record)
 
 
-def trainer_of(process) -> int:
-    """Process id of the trainer below a worker."""
-    children = lambda pid: [int(c) for c in open(f"/proc/{pid}/task/{pid}/children").read().split()]  # noqa: E731, SIM115, PTH123
-    (horse,) = children(process.pid)
-    (trainer,) = children(horse)
-    return trainer
+def child_of(pid: int) -> int:
+    """The one child process of `pid`."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
 
 
 def test_a_killed_trainer_is_told_by_its_signal(store, storage, worker, submit, bucket, make_spec):
@@ -123,7 +122,7 @@ def test_a_killed_trainer_is_told_by_its_signal(store, storage, worker, submit, 
     job = submit(make_spec(dataset={"uri": dataset}, training=ENDLESS))
     process = worker()
     wait_for(store, job.id, lambda record: record.status is Status.TRAINING)
-    os.kill(trainer_of(process), signal.SIGSEGV)
+    os.kill(child_of(child_of(process.pid)), signal.SIGSEGV)  # worker, horse, trainer
 
     record = wait_for(store, job.id, ended, timeout_s=30)
 

@@ -1,0 +1,99 @@
+"""Every field of the spec is used: it changes what the trainer is told, or stands here with the place that reads it."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+from jobs.spec_text import parse_spec
+from worker.config import Places, trainer_config
+
+PLACES = Places(base_model=Path("/base"), dataset=Path("/data"), output=Path("/out"), cache=Path("/cache"))
+
+# Another valid value for each field that the trainer is told.
+TOLD = {
+    "dataset.trigger": "ohwx",
+    "dataset.captions.missing": "empty",
+    "dataset.captions.dropout": 0.5,
+    "lora.rank": 7,
+    "lora.alpha": 3.0,
+    "lora.targets": "transformer",
+    "training.resolution": 512,
+    "training.batch_size": 3,
+    "training.gradient_accumulation": 5,
+    "training.steps": 77,
+    "training.seed": 9,
+    "training.optimizer.learning_rate": 0.5,
+    "training.optimizer.weight_decay": 0.5,
+    "training.lr_schedule.name": "constant",
+    "training.lr_schedule.warmup_steps": 3,
+    "training.max_grad_norm": None,
+    "training.min_snr_gamma": 5,
+    "training.ema.decay": 0.5,
+    "memory.checkpointing": "none",
+    "checkpoints.keep": 5,
+    "samples.every_n_steps": 5,
+    "samples.prompts": ["a cat"],
+    "output.formats": ["kohya"],
+}
+
+READ_ELSEWHERE = {
+    "version": "jobs/spec.py: there is one",
+    "name": "api/cli.py and every list",
+    "preset": "jobs/presets.py",
+    "base_model": "worker/inputs.py",
+    "dataset.uri": "worker/inputs.py",
+    "training.optimizer.name": "there is one optimizer",
+    "output.uri": "jobs/record.py",
+    "priority": "jobs/store.py",
+    "max_duration_s": "worker/lease.py",
+    "memory.budget_gib": "jobs/not_yet.py",
+    "memory.base_dtype": "jobs/not_yet.py",
+    "memory.streamed_blocks": "jobs/not_yet.py",
+    "checkpoints.every_n_steps": "jobs/not_yet.py",
+    "dataset.captions.shuffle_tags": "jobs/not_yet.py",
+    "dataset.captions.keep_tokens": "jobs/not_yet.py",
+    "webhook": "jobs/not_yet.py",
+}
+
+
+def spec_with(field: str | None = None, value: object = None) -> JobSpec:
+    data: dict = {
+        "version": 1,
+        "name": "a",
+        "base_model": "s3://models/a.safetensors",
+        "dataset": {"uri": "s3://datasets/a/"},
+        "output": {"uri": "s3://outputs/a/"},
+    }
+    if field is not None:
+        section = data
+        *path, last = field.split(".")
+        for name in path:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return parse_spec(data)
+
+
+def leaves(schema: dict, definitions: dict, prefix: str = ""):
+    for name, field in schema["properties"].items():
+        refs = [option["$ref"] for option in field.get("anyOf", [field]) if "$ref" in option]
+        if refs:
+            yield from leaves(definitions[refs[0].rpartition("/")[2]], definitions, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def test_no_field_is_forgotten():
+    schema = JobSpec.model_json_schema()
+
+    assert set(leaves(schema, schema["$defs"])) == set(TOLD) | set(READ_ELSEWHERE)
+
+
+@pytest.mark.parametrize("field", TOLD)
+def test_a_field_changes_what_the_trainer_is_told(field):
+    settings = Settings()
+
+    changed = trainer_config(spec_with(field, TOLD[field]), PLACES, settings)
+
+    assert changed != trainer_config(spec_with(), PLACES, settings)
