@@ -136,8 +136,10 @@ def test_what_a_server_says_cannot_take_over_the_terminal(
 def test_logs_end_at_the_present_or_with_the_job(run: Run, loraq: Loraq, make_spec: MakeSpec, end_job: EndJob) -> None:
     job_id = loraq.submit(make_spec()).id
     assert run("logs", job_id).stdout.count("\n") == 1
-    threading.Timer(0.3, end_job, (job_id,)).start()
+    work = threading.Timer(0.3, end_job, (job_id,))
+    work.start()
     followed = run("logs", "-f", job_id, "--json")
+    work.join()
     assert [json.loads(line)["data"]["to"] for line in followed.stdout.splitlines()][-1] == "succeeded"
 
 
@@ -158,8 +160,10 @@ def test_submit_and_follow(run: Run, store: Store, spec_file: Path, end_job: End
             sleep(0.01)
         end_job(waiting[0].rpartition("_")[0], Status.FAILED)
 
-    threading.Thread(target=work).start()
+    worker = threading.Thread(target=work)
+    worker.start()
     result = run("submit", spec_file, "--follow")
+    worker.join()
     assert result.exit_code == 1
     assert "The loss is NaN." in result.stdout
 

@@ -26,8 +26,10 @@ def test_a_stream_brings_what_happens_and_ends_with_the_job(loraq: Loraq, make_s
     job_id = loraq.submit(make_spec()).id
     seen = loraq.events(job_id)
     assert next(seen).data == {"from": None, "to": "queued"}
-    threading.Timer(0.2, end_job, (job_id,)).start()
+    work = threading.Timer(0.2, end_job, (job_id,))
+    work.start()
     assert [event.data["to"] for event in seen] == ["preparing", "training", "uploading", "succeeded"]
+    work.join()
 
 
 def test_going_on_behind_an_event_loses_and_repeats_nothing(
