@@ -14,7 +14,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
 ) -> None:
-    """Serve loraq's HTTP API. It reads LORAQ_* from the environment; docs/operations.md lists them."""
+    """Serve loraq's HTTP API. It reads LORAQ_* from the environment; docs/settings.md lists them."""
     set_up_logging()
     uvicorn.run(
         create_app(Settings()),

@@ -12,7 +12,7 @@ Folders = Annotated[tuple[Path, ...], NoDecode]
 
 
 class Settings(BaseSettings):
-    """What API, worker and reaper need to know of the machine they run on. docs/operations.md lists them."""
+    """What API, worker and reaper need to know of the machine they run on. docs/settings.md lists them."""
 
     model_config = SettingsConfigDict(env_prefix="LORAQ_", frozen=True, extra="ignore")
 
