@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 
@@ -56,16 +58,22 @@ def _spec_rows(section: dict[str, Any], sections: dict[str, Any], prefix: str) -
 
 
 def _bounds(options: list[dict[str, Any]]) -> str:
-    option = next(iter([each for each in options if each.get("type") in ("integer", "number")]), {})
+    numbers = [option for option in options if option.get("type") in ("integer", "number")]
+    if not numbers:
+        return ""
+    option = numbers[0]
     lowest = option.get("minimum", option.get("exclusiveMinimum"))
     highest = option.get("maximum", option.get("exclusiveMaximum"))
     return "" if lowest is None or highest is None else f" {lowest:g} to {highest:g}."
 
 
-def _shown_setting(default: object) -> str:
+def _shown_setting(default: Any) -> str:
     if default is None or default == ():
         return "unset"
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)  # a secret shows as stars
+    if isinstance(default, SecretStr):
+        return default.get_secret_value()  # a default is no secret
+    names: list[Any] = list(default) if isinstance(default, tuple) else [default]  # pyright: ignore[reportUnknownArgumentType]
+    return ",".join(map(str, names))
 
 
 def _row(name: str, default: str, description: str) -> str:
