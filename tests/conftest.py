@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ from jobs.store import Store
 
 REPOSITORY = Path(__file__).parent.parent
 BUCKETS = ("datasets", "models", "outputs")
+
+
+def pytest_configure() -> None:
+    """Let children take Ctrl-C: tests that a shell runs in the background inherit that it is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
