@@ -46,8 +46,10 @@ class Settings(BaseSettings):
         default=50.0, gt=0, description="Worker: cached base models and datasets, before eviction."
     )
     device: Literal["auto", "cuda", "cpu"] = Field(default="auto", description="Worker: where the trainer runs.")
-    cpu_threads: int | None = Field(
-        default=None, ge=1, description="Worker: threads of a trainer on the CPU. Unset: all cores."
+    cpu_threads: int = Field(
+        default=1,
+        ge=1,
+        description="Worker: threads of the trainer's CPU work. Small models are fastest with one; a GPU needs no more.",
     )
 
     grace_s: float = Field(

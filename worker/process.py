@@ -38,7 +38,7 @@ class TrainerFailed(Exception):
 class TrainerProcess:
     """One run of `python -m worker.trainer`; a context manager that leaves no process behind."""
 
-    def __init__(self, config: Path, log_file: Path, grace_s: float, cpu_threads: int | None) -> None:
+    def __init__(self, config: Path, log_file: Path, grace_s: float, cpu_threads: int) -> None:
         self._grace_s = grace_s
         self._log_file = log_file
         self._oom_kills_before = _oom_kills()
@@ -133,12 +133,10 @@ class TrainerProcess:
         return lines[-1][:500] if lines else "it wrote no log."
 
 
-def _environment(cpu_threads: int | None) -> dict[str, str]:
+def _environment(cpu_threads: int) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_SECRET_PREFIXES)}
     environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin stall when a neighbour takes a core
-    if cpu_threads is not None:
-        environment["OMP_NUM_THREADS"] = str(cpu_threads)
+    environment["OMP_NUM_THREADS"] = str(cpu_threads)
     return environment
 
 
