@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     cpu_threads: int = Field(
         default=1,
         ge=1,
-        description="Worker: threads of the trainer's CPU work. Small models are fastest with one; a GPU needs no more.",
+        description="Worker: CPU threads of the trainer. Small models are fastest with one; a GPU needs no more.",
     )
 
     grace_s: float = Field(
