@@ -37,6 +37,7 @@ class Downloads:
         self._storage = storage
         self._max_bytes = max_bytes
         self._in_use = ExitStack()
+        self._fetched: set[Path] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -53,18 +54,24 @@ class Downloads:
             StorageError: the store fails, or the disk has no room.
         """
         entry = self.folder / _entry_name(objects)
+        if entry in self._fetched:  # our own shared lock would keep us from the exclusive one
+            return entry
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = self._in_use.enter_context(entry.with_suffix(".lock").open("w"))
-        while True:
-            while not _try_lock(lock, fcntl.LOCK_EX):
-                on_bytes(0)
-                time.sleep(0.5)  # another worker is downloading the same entry
-            if not entry.exists():
-                self._download(objects, root, entry, on_bytes)
-            os.utime(entry)
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            if entry.exists():  # else it was dropped between the two locks
-                return entry
+        with ExitStack() as held:  # a fetch that fails lets go of its lock
+            lock = held.enter_context(entry.with_suffix(".lock").open("w"))
+            while True:
+                while not _try_lock(lock, fcntl.LOCK_EX):
+                    on_bytes(0)
+                    time.sleep(0.5)  # another worker is downloading the same entry
+                if not entry.exists():
+                    self._download(objects, root, entry, on_bytes)
+                os.utime(entry)
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                if entry.exists():  # else it was dropped between the two locks
+                    break
+            self._in_use.push(held.pop_all())
+        self._fetched.add(entry)
+        return entry
 
     def _download(self, objects: list[StoredObject], root: S3Uri, entry: Path, on_bytes: Callable[[int], None]) -> None:
         partial = entry.with_suffix(".partial")

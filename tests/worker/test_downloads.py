@@ -1,0 +1,63 @@
+"""Downloads: whole or not at all, taken from the cache, and gone when room is needed, but never in use."""
+
+import pytest
+
+from jobs.errors import StorageUnavailable
+from jobs.uri import S3Uri
+from worker.downloads import Downloads
+
+pytestmark = pytest.mark.integration
+
+ROOT = S3Uri.parse("s3://datasets/downloads/")
+
+
+@pytest.fixture
+def put(storage):
+    def put_object(name: str, data: bytes):
+        storage.write(ROOT / name, data)
+        return storage.stat(ROOT / name)
+
+    return put_object
+
+
+def ignore(_bytes: int) -> None:
+    pass
+
+
+def test_a_second_fetch_moves_no_bytes_and_a_changed_object_is_another_entry(tmp_path, storage, put):
+    moved: list[int] = []
+    first = put("a/one.txt", b"one")
+    with Downloads(tmp_path, storage, 1 << 20) as downloads:
+        entry = downloads.fetch([first], ROOT, moved.append)
+        assert (entry / "a" / "one.txt").read_bytes() == b"one"
+        assert sum(moved) == 3
+        assert downloads.fetch([first], ROOT, moved.append) == entry
+        assert sum(moved) == 3
+        changed = put("a/one.txt", b"other")
+        assert (downloads.fetch([changed], ROOT, moved.append) / "a" / "one.txt").read_bytes() == b"other"
+
+
+def test_a_broken_download_leaves_no_entry_and_goes_on_where_it_stopped(tmp_path, storage, put):
+    objects = [put("b/one.txt", b"1" * 100), put("b/two.txt", b"2" * 100)]
+    storage.write(ROOT / "b/two.txt", b"it changed meanwhile")
+    with Downloads(tmp_path, storage, 1 << 20) as downloads:
+        with pytest.raises(StorageUnavailable, match="changed meanwhile"):
+            downloads.fetch(objects, ROOT, ignore)
+        assert not [entry for entry in tmp_path.iterdir() if entry.is_dir() and entry.suffix != ".partial"]
+
+        storage.write(ROOT / "b/two.txt", b"2" * 100)
+        moved: list[int] = []
+        downloads.fetch(objects, ROOT, moved.append)
+        assert sum(moved) == 100  # the first file was whole already
+
+
+def test_old_entries_give_way_and_those_in_use_do_not(tmp_path, storage, put):
+    objects = [[put(f"c/{name}", name.encode() * 600)] for name in "xyz"]
+    with Downloads(tmp_path, storage, max_bytes=1500) as earlier:
+        old = earlier.fetch(objects[0], ROOT, ignore)
+    with Downloads(tmp_path, storage, max_bytes=1500) as downloads:
+        in_use = downloads.fetch(objects[1], ROOT, ignore)
+        downloads.fetch(objects[2], ROOT, ignore)
+
+        assert not old.exists()
+        assert in_use.exists()
