@@ -31,7 +31,42 @@ class ServerMissing(Exception):
     """No program that could serve; the message says what to install."""
 
 
-class RedisServer:
+class Server:
+    """What both servers do: one child process with a log, a port that stays, and an orderly end."""
+
+    def __init__(self, folder: Path, port: int | None) -> None:
+        self.folder = folder
+        self.port = port if port is not None else free_port()
+        self.log = folder / "server.log"
+        self.child: Child | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            ServerMissing, ChildFailed.
+        """
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End it in order."""
+        if self.child is not None:
+            self.child.stop(STOP_GRACE_S)
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        if self.child is not None:
+            self.child.kill()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class RedisServer(Server):
     """valkey-server or redis-server, with an append-only file synced before every answer.
 
     Args:
@@ -41,11 +76,8 @@ class RedisServer:
     """
 
     def __init__(self, folder: Path, port: int | None = None, password: str | None = None) -> None:
-        self.folder = folder
-        self.port = port if port is not None else free_port()
+        super().__init__(folder, port)
         self.password = password if password is not None else secrets.token_urlsafe(24)
-        self.log = folder / "server.log"
-        self.child: Child | None = None
 
     @property
     def url(self) -> str:
@@ -63,16 +95,6 @@ class RedisServer:
         write_private(configuration, self._configuration())
         self.child = Child("Redis", [_redis_program(), str(configuration.resolve())], self.log)
         self.child.wait_until(self._answers, START_TIMEOUT_S)
-
-    def stop(self) -> None:
-        """End it in order."""
-        if self.child is not None:
-            self.child.stop(STOP_GRACE_S)
-
-    def kill(self) -> None:
-        """End it as a power cut would."""
-        if self.child is not None:
-            self.child.kill()
 
     def _configuration(self) -> str:
         # appendfsync always: submissions are few, and one that was acknowledged must survive a power cut.
@@ -95,15 +117,8 @@ class RedisServer:
         except RedisError:
             return False  # not yet, or it still reads its append-only file
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-
-class S3Server:
+class S3Server(Server):
     """`rclone serve s3` over a plain folder: its folders are the buckets, its files are the objects.
 
     Args:
@@ -113,12 +128,9 @@ class S3Server:
     """
 
     def __init__(self, folder: Path, access_key_id: str, secret_access_key: str, port: int | None = None) -> None:
-        self.folder = folder
+        super().__init__(folder, port)
         self.access_key_id = access_key_id
         self.secret_access_key = secret_access_key
-        self.port = port if port is not None else free_port()
-        self.log = folder / "server.log"
-        self.child: Child | None = None
 
     @property
     def endpoint_url(self) -> str:
@@ -141,29 +153,12 @@ class S3Server:
         self.child = Child("The S3 server", command, self.log, env)
         self.child.wait_until(self._answers, START_TIMEOUT_S)
 
-    def stop(self) -> None:
-        """End it in order."""
-        if self.child is not None:
-            self.child.stop(STOP_GRACE_S)
-
-    def kill(self) -> None:
-        """End it as a power cut would."""
-        if self.child is not None:
-            self.child.kill()
-
     def _answers(self) -> bool:
         try:
             httpx.get(self.endpoint_url, timeout=1, trust_env=False)  # any answer: unsigned, it is a refusal
         except httpx.HTTPError:
             return False
         return True
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
 
 def free_port() -> int:

@@ -127,3 +127,11 @@ def _s3_settings(server: S3Server) -> dict[str, str]:
         "s3_access_key_id": server.access_key_id,
         "s3_secret_access_key": server.secret_access_key,
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny base model's path in each layout: single_file, diffusers. Read only."""
+    from worker.model.tiny import write_tiny_base  # here, so that tests without a model import no torch
+
+    return write_tiny_base(tmp_path_factory.mktemp("tiny"))

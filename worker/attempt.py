@@ -13,6 +13,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jobs import events
 from jobs.errors import FailureReason, IllegalTransition, StorageError
 from jobs.manifest import MANIFEST_NAME, describe_folder
 from jobs.record import Failure, JobRecord
@@ -31,8 +32,8 @@ from worker.process import Fact, TrainerFailed, TrainerProcess
 
 log = logging.getLogger(__name__)
 
-STEP_EVENT_S = 1.0
-"""At most one step event a second: a progress bar needs no more. metrics.jsonl has every step."""
+COUNT_EVENT_S = 1.0
+"""At most one event a second for steps and encoded pictures: a progress bar needs no more. metrics.jsonl has all."""
 
 
 def run_attempt(job_id: str) -> None:
@@ -89,7 +90,7 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
         try:
             _train(scratch / "config.json", output, lease, settings)
         except Exception:
-            _save_log(output, output_uri, storage)
+            _save_log(output, output_uri / f"attempts/{lease.attempt}", storage)
             raise
         lease.move(Status.UPLOADING)
         lease.update(phase="uploading")
@@ -118,7 +119,7 @@ class _Reporter:
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
-        self._next_step_event_s = 0.0
+        self._next_count_event_s = 0.0
 
     def tell(self, fact: Fact) -> None:
         """One fact, as worker/trainer.py names them."""
@@ -137,13 +138,19 @@ class _Reporter:
                     seconds_per_step=data["seconds"],
                     peak_bytes=data["peak_bytes"],
                 )
-                if time.monotonic() >= self._next_step_event_s or data["step"] == data["steps"]:
-                    self._next_step_event_s = time.monotonic() + STEP_EVENT_S
-                    self._lease.event("step", data)
-            case "dataset" | "encoded" | "warning" | "sample" | "checkpoint" as kind:
+                self._count("step", data, last=data["step"] == data["steps"])
+            case "encoded":
+                self._count("encoded", data, last=data["done"] == data["total"])
+            case "dataset" | "warning" | "sample" | "checkpoint" as kind:
                 self._lease.event(kind, data)
             case _:
                 pass  # finished, stopped and failed end the trainer, and TrainerProcess tells how
+
+    def _count(self, kind: events.Kind, data: Fact, last: bool) -> None:
+        """An event of a kind that comes often: the last one, and now and then one before."""
+        if last or time.monotonic() >= self._next_count_event_s:
+            self._next_count_event_s = time.monotonic() + COUNT_EVENT_S
+            self._lease.event(kind, data)
 
 
 def _commit(record: JobRecord, output: Path, output_uri: S3Uri, lease: Lease, storage: Storage) -> None:
@@ -156,10 +163,13 @@ def _commit(record: JobRecord, output: Path, output_uri: S3Uri, lease: Lease, st
     storage.write(output_uri / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode())
 
 
-def _save_log(output: Path, output_uri: S3Uri, storage: Storage) -> None:
-    """Leave the trainer's log beside where the output would be. Best effort: the failure itself matters more."""
+def _save_log(output: Path, folder: S3Uri, storage: Storage) -> None:
+    """Leave the trainer's log in a folder of the attempt's own, so that a stale attempt touches nothing committed.
+
+    Best effort: the failure itself matters more.
+    """
     try:
-        storage.upload(output / "train.log", output_uri / "train.log")
+        storage.upload(output / "train.log", folder / "train.log")
     except StorageError as error:
         log.warning("The trainer's log was not saved: %s", error)
 

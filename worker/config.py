@@ -7,7 +7,6 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from worker.data.config import DatasetConfig
 from worker.loop.config import (
-    CheckpointsConfig,
     OptimizerConfig,
     SamplesConfig,
     ScheduleConfig,
@@ -62,7 +61,7 @@ def trainer_config(spec: JobSpec, places: Places, settings: Settings) -> Trainer
         batch_size=training.batch_size,
         checkpointing=spec.memory.checkpointing or "all",
         device=settings.device,
+        dtype="bfloat16" if spec.memory.base_dtype == "bfloat16" else "auto",
         samples=SamplesConfig(prompts=spec.samples.prompts, every_n_steps=spec.samples.every_n_steps),
-        checkpoints=CheckpointsConfig(every_n_steps=spec.checkpoints.every_n_steps, keep=spec.checkpoints.keep),
         formats=spec.output.formats,
     )

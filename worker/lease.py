@@ -21,7 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from jobs import events
-from jobs.errors import StaleAttempt
+from jobs.errors import JobNotFound, StaleAttempt
 from jobs.record import Failure, JobRecord, now
 from jobs.settings import Settings
 from jobs.status import Status
@@ -115,7 +115,7 @@ class Lease:
         """
         try:
             _until_redis_answers(lambda: self._store.move(self.job_id, self.attempt, to, failure))
-        except StaleAttempt as error:
+        except (StaleAttempt, JobNotFound) as error:
             self._lost = str(error)
             raise LeaseLost(str(error)) from error
 
@@ -146,7 +146,7 @@ class Lease:
         try:
             record = self._store.report(self.job_id, self._progress)
             self._cancelled = record.cancel_requested_at is not None
-        except StaleAttempt as error:
+        except (StaleAttempt, JobNotFound) as error:
             self._lost = str(error)
 
 

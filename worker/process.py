@@ -62,6 +62,9 @@ class TrainerProcess:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        self._reader.join()  # the pipe has no other writer, so it is at its end
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     @property
     def pid(self) -> int:
@@ -123,7 +126,10 @@ class TrainerProcess:
         if exit_code < 0:
             name = signal.Signals(-exit_code).name
             hint = " When memory (RAM) runs out, the kernel does this." if exit_code == -signal.SIGKILL else ""
-            return TrainerFailed(FailureReason.CRASHED, f"The trainer was ended by signal {name}.{hint} See train.log.")
+            return TrainerFailed(
+                FailureReason.CRASHED,
+                f"The trainer was ended by signal {name}.{hint} See attempts/<number>/train.log in the output folder.",
+            )
         return TrainerFailed(
             FailureReason.CRASHED, f"The trainer ended with code {exit_code} and no result: {self._last_log_line()}"
         )

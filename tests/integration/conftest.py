@@ -15,21 +15,14 @@ from jobs.spec import JobSpec
 from jobs.storage import Storage
 from jobs.store import Store
 from jobs.uri import S3Uri
-from worker.model.tiny import write_tiny_base
-
-
-@pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny base model, in one file."""
-    return write_tiny_base(tmp_path_factory.mktemp("tiny"), layout="single_file")["single_file"]
 
 
 @pytest.fixture
-def bucket(storage: Storage, tiny_base: Path, photos: Path) -> Callable[..., str]:
+def bucket(storage: Storage, tiny_paths: dict[str, Path], photos: Path) -> Callable[..., str]:
     """Fills the bucket: the base model, and a dataset of the first `count` photographs. Returns the dataset's URI."""
 
     def fill(name: str, count: int = 8, without: tuple[str, ...] = (), broken: str | None = None) -> str:
-        storage.upload(tiny_base, S3Uri("models", "tiny.safetensors"))
+        storage.upload(tiny_paths["single_file"], S3Uri("models", "tiny.safetensors"))
         folder = S3Uri("datasets", f"{name}/")
         for picture in sorted(photos.glob("*.jpg"))[:count]:
             data = picture.read_bytes()

@@ -131,6 +131,27 @@ def test_a_killed_trainer_is_told_by_its_signal(store, storage, worker, submit, 
     assert_no_output(storage, record)
 
 
+def test_a_killed_horse_is_told_and_takes_its_trainer_with_it(store, storage, worker, submit, bucket, make_spec):
+    dataset = bucket("horse", count=2)
+    job = submit(make_spec(dataset={"uri": dataset}, training=ENDLESS))
+    process = worker()
+    wait_for(store, job.id, lambda record: record.status is Status.TRAINING)
+    horse = child_of(process.pid)
+    trainer = child_of(horse)
+    os.kill(horse, signal.SIGKILL)
+
+    record = wait_for(store, job.id, ended, timeout_s=30)
+
+    assert record.failure.reason is FailureReason.CRASHED
+    assert "SIGKILL" in record.failure.message
+    assert_no_output(storage, record)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{trainer}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{trainer}").exists()
+    assert process.poll() is None  # the worker itself goes on
+
+
 @pytest.mark.parametrize(
     ("changes", "filled", "reason", "says"),
     [

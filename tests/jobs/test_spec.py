@@ -89,6 +89,7 @@ def test_text_that_is_no_spec_is_explained(text, says):
         ("memory", {"base_dtype": "int8"}, "memory.base_dtype"),
         ("memory", {"streamed_blocks": 60}, "memory.streamed_blocks"),
         ("checkpoints", {"every_n_steps": 250}, "checkpoints.every_n_steps"),
+        ("checkpoints", {"keep": 3}, "checkpoints.keep"),
         ("webhook", "https://example.com/hook", "webhook"),
     ],
 )

@@ -10,7 +10,7 @@ from rq.serializers import JSONSerializer
 from jobs import events
 from jobs.errors import IdempotencyConflict, IllegalTransition, JobNotFound, StaleAttempt
 from jobs.queue import DeliveryJob, ForbiddenFunction
-from jobs.record import JobRecord, now
+from jobs.record import JobRecord, advance, now
 from jobs.status import Status
 from jobs.store import Progress
 
@@ -94,7 +94,7 @@ def test_a_final_job_stays_as_it_is(store, make_spec):
 
     assert store.request_cancel(job.id) == cancelled
     with pytest.raises(IllegalTransition):
-        store.change(job.id, lambda record: __import__("jobs.record").record.advance(record, Status.QUEUED))
+        store.change(job.id, lambda record: advance(record, Status.QUEUED))
 
 
 def test_high_priority_goes_to_the_front(store, make_spec):

@@ -11,15 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from worker.model.base_model import BaseModel, open_base_model
-from worker.model.tiny import write_tiny_base
 
 State = dict[str, Tensor]
-
-
-@pytest.fixture(scope="session")
-def tiny_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The tiny base model's path in each layout. Read only."""
-    return write_tiny_base(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
