@@ -117,6 +117,14 @@ def child_of(pid: int) -> int:
     return int(child)
 
 
+def assert_gone(pid: int) -> None:
+    """The process ends within ten seconds. One that only waits to be reaped has ended."""
+    deadline = time.monotonic() + 10
+    while (status := Path(f"/proc/{pid}/status")).exists() and "State:\tZ" not in status.read_text():
+        assert time.monotonic() < deadline, f"process {pid} lives on"
+        time.sleep(0.1)
+
+
 def test_a_killed_trainer_is_told_by_its_signal(store, storage, worker, submit, bucket, make_spec):
     dataset = bucket("killed", count=2)
     job = submit(make_spec(dataset={"uri": dataset}, training=ENDLESS))
@@ -145,11 +153,23 @@ def test_a_killed_horse_is_told_and_takes_its_trainer_with_it(store, storage, wo
     assert record.failure.reason is FailureReason.CRASHED
     assert "SIGKILL" in record.failure.message
     assert_no_output(storage, record)
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{trainer}").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{trainer}").exists()
+    assert_gone(trainer)
     assert process.poll() is None  # the worker itself goes on
+
+
+def test_a_killed_worker_takes_horse_and_trainer_with_it(store, storage, worker, submit, bucket, make_spec):
+    dataset = bucket("parent", count=2)
+    job = submit(make_spec(dataset={"uri": dataset}, training=ENDLESS))
+    process = worker()
+    wait_for(store, job.id, lambda record: record.status is Status.TRAINING)
+    horse = child_of(process.pid)
+    trainer = child_of(horse)
+    process.kill()
+    process.wait()
+
+    assert_gone(horse)
+    assert_gone(trainer)
+    assert_no_output(storage, store.get(job.id))
 
 
 @pytest.mark.parametrize(

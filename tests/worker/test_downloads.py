@@ -53,9 +53,9 @@ def test_a_broken_download_leaves_no_entry_and_goes_on_where_it_stopped(tmp_path
 
 def test_old_entries_give_way_and_those_in_use_do_not(tmp_path, storage, put):
     objects = [[put(f"c/{name}", name.encode() * 600)] for name in "xyz"]
-    with Downloads(tmp_path, storage, max_bytes=1500) as earlier:
+    with Downloads(tmp_path, storage, max_bytes=700) as earlier:
         old = earlier.fetch(objects[0], ROOT, ignore)
-    with Downloads(tmp_path, storage, max_bytes=1500) as downloads:
+    with Downloads(tmp_path, storage, max_bytes=700) as downloads:
         in_use = downloads.fetch(objects[1], ROOT, ignore)
         downloads.fetch(objects[2], ROOT, ignore)
 
