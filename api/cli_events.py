@@ -23,7 +23,7 @@ def in_words(event: JobEvent) -> str:
         case "sample":
             return f"drew {data['path']}"
         case "checkpoint":
-            return f"saved {data['path']}"
+            return f"checkpoint of step {data['step']} is in the bucket"
         case "warning":
             return f"warning: {data['message']}"
 

@@ -158,26 +158,28 @@ class Stack:
         with Redis.from_url(self._redis.url) as redis:
             remember_token(redis, self.token, OWNER, "made by loraq up")
             self._start_api()
+            reaper = self._python("reaper", "api.reaper")
+            self._add("Reaper", "beside the API", reaper, reaper.log)
             if self._with_worker:
                 self._start_worker(redis)
         write_private(self.folder / CLIENT_FILE, ClientFile(url=self.url, token=self.token).model_dump_json(indent=2))
 
     def _start_api(self) -> None:
-        child = self._python("api", "--port", str(self._state.api_port))
+        child = self._python("api", "api", "--port", str(self._state.api_port))
         self._add("API", self.url, child, child.log)
         child.wait_until(self._api_is_ready, API_START_S)
 
     def _start_worker(self, redis: "Redis") -> None:
-        child = self._python("worker")
+        child = self._python("worker", "worker")
         self._add("Worker", f"queue {self.settings.queue}", child, child.log)
         child.wait_until(lambda: self._worker_is_ready(redis, child.pid), WORKER_START_S)
 
-    def _python(self, package: str, *arguments: str) -> Child:
-        """`python -m package`, with settings and secrets in its environment, where no process list shows them."""
+    def _python(self, name: str, module: str, *arguments: str) -> Child:
+        """`python -m module`, with settings and secrets in its environment, where no process list shows them."""
         direct = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
         env = os.environ | self.env | {"NO_PROXY": direct, "no_proxy": direct}
-        command = [sys.executable, "-m", package, *arguments]
-        return Child(f"The {package}", command, self.folder / "logs" / f"{package}.log", env, _PACKAGES)
+        command = [sys.executable, "-m", module, *arguments]
+        return Child(f"The {name}", command, self.folder / "logs" / f"{name}.log", env, _PACKAGES)
 
     def _add(self, name: str, where: str, child: Child | None, log: Path) -> None:
         assert child is not None

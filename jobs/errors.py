@@ -6,6 +6,7 @@ LoraqError                    `code` is stable and may be matched by programs; t
 ├── IdempotencyConflict       the key was used before, with another body
 ├── IllegalTransition         the status table has no such arrow
 ├── StaleAttempt              another attempt holds the job now: this one may write no more
+├── NotRetryable              the job has not ended, or ended well: there is nothing to try again
 └── StorageError              something about the bucket
     ├── ObjectNotFound        no such object or bucket
     ├── StorageDenied         the credentials are refused
@@ -29,9 +30,13 @@ class FailureReason(StrEnum):
     STORAGE_NOT_FOUND = "storage_not_found"
     STORAGE_DENIED = "storage_denied"
     STORAGE_UNAVAILABLE = "storage_unavailable"
+    DISK_FULL = "disk_full"
+    RESUME_REFUSED = "resume_refused"
     TIMED_OUT = "timed_out"
+    HUNG = "hung"
     CRASHED = "crashed"
     WORKER_LOST = "worker_lost"
+    PREEMPTED = "preempted"
 
     @property
     def retryable(self) -> bool:
@@ -39,7 +44,15 @@ class FailureReason(StrEnum):
         return self in _RETRYABLE
 
 
-_RETRYABLE = {FailureReason.STORAGE_UNAVAILABLE, FailureReason.CRASHED, FailureReason.WORKER_LOST}
+_RETRYABLE = {
+    FailureReason.OUT_OF_MEMORY_HOST,  # the kernel may have chosen this job for what a neighbour took
+    FailureReason.STORAGE_DENIED,  # credentials may be renewed
+    FailureReason.STORAGE_UNAVAILABLE,
+    FailureReason.DISK_FULL,  # another worker may have room
+    FailureReason.HUNG,
+    FailureReason.CRASHED,
+    FailureReason.WORKER_LOST,
+}
 
 
 class LoraqError(Exception):
@@ -96,6 +109,12 @@ class StaleAttempt(LoraqError):
     """Another attempt holds the job now, or the job has ended: this attempt may write no more."""
 
     code = "stale_attempt"
+
+
+class NotRetryable(LoraqError):
+    """The job has not ended, or it ended well."""
+
+    code = "not_retryable"
 
 
 class StorageError(LoraqError):

@@ -31,9 +31,5 @@ def not_yet(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("memory.base_dtype", "int8 is not carried out yet: use bfloat16.")
     if spec.memory.streamed_blocks:
         yield Problem("memory.streamed_blocks", "is not carried out yet: use 0 or leave it out.")
-    if spec.checkpoints.every_n_steps is not None:
-        yield Problem("checkpoints.every_n_steps", "resuming from the bucket is not carried out yet: leave it out.")
-    if spec.checkpoints.keep != 2:
-        yield Problem("checkpoints.keep", "belongs to every_n_steps, which is not carried out yet: leave it out.")
     if spec.webhook is not None:
         yield Problem("webhook", "is not carried out yet: follow the job with `loraq logs -f` or /v1/jobs/{id}/events.")

@@ -1,4 +1,5 @@
-"""RQ as the delivery of ids, and nothing else: what it carries is a job id and a function's name.
+"""RQ as the delivery of tickets, and nothing else: what it carries is a function's name. jobs/turns.py says whose turn
+it is when a ticket is used.
 
 JSON instead of pickle, and an allow-list of one function, because whoever can write to Redis could otherwise run any
 code here: pickle in `meta` runs at Job.fetch, and a JSON payload can still name `os.system`.
@@ -18,9 +19,8 @@ from rq.serializers import JSONSerializer
 RUN_ATTEMPT = "worker.attempt.run_attempt"
 ALLOWED_FUNCTIONS = frozenset({RUN_ATTEMPT})
 
-# RQ kills a horse that outlives its timeout. The attempt keeps its own deadline (max_duration_s, then grace_s), so this
-# is the last resort: a deadline of RQ's that strikes first would be a failure without a reason.
-RQ_TIMEOUT_MARGIN_S = 900
+RQ_TIMEOUT_S = 31 * 86_400
+"""RQ kills a horse that outlives its timeout. The attempt keeps its own deadline: this is longer than the longest."""
 
 
 class ForbiddenFunction(Exception):
@@ -51,29 +51,25 @@ def open_queue(name: str, redis: "Redis") -> Queue:
     return DeliveryQueue(name, connection=redis, job_class=DeliveryJob, serializer=JSONSerializer)
 
 
-def delivery_id(job_id: str, attempt: int) -> str:
-    """RQ's own id for the delivery that becomes `attempt` of a job."""
+def ticket_of(job_id: str, attempt: int) -> str:
+    """RQ's own id of the ticket that was made when a job began to wait for `attempt`."""
     return f"{job_id}_{attempt}"
 
 
-def deliver(
-    queue: Queue, pipeline: "Pipeline", job_id: str, attempt: int, *, max_duration_s: int, at_front: bool
-) -> None:
-    """Put a job id into the queue, inside the caller's transaction: all of it is written, or nothing."""
+def deliver(queue: Queue, pipeline: "Pipeline", ticket: str) -> None:
+    """Put a ticket into the queue, inside the caller's transaction: all of it is written, or nothing."""
     delivery = queue.create_job(
         RUN_ATTEMPT,
-        args=(job_id,),
-        job_id=delivery_id(job_id, attempt),
-        timeout=max_duration_s + RQ_TIMEOUT_MARGIN_S,
+        job_id=ticket,
+        timeout=RQ_TIMEOUT_S,
         result_ttl=0,  # the record keeps what is worth keeping
         failure_ttl=86_400,
-        description=f"attempt {attempt} of job {job_id}",
+        description=f"ticket {ticket}",
     )
-    queue.enqueue_job(delivery, pipeline=pipeline, at_front=at_front)
+    queue.enqueue_job(delivery, pipeline=pipeline)
 
 
-def withdraw(queue: Queue, pipeline: "Pipeline", job_id: str, attempt: int) -> None:
-    """Take a delivery back out of the queue, inside the caller's transaction."""
-    delivery = delivery_id(job_id, attempt)
-    queue.remove(delivery, pipeline=pipeline)
-    pipeline.delete(DeliveryJob.key_for(delivery))
+def withdraw(queue: Queue, pipeline: "Pipeline", ticket: str) -> None:
+    """Take a ticket back out of the queue, inside the caller's transaction."""
+    queue.remove(ticket, pipeline=pipeline)
+    pipeline.delete(DeliveryJob.key_for(ticket))

@@ -1,12 +1,13 @@
 """The job record: the one truth about a job. Redis holds it as JSON; RQ carries nothing but its id."""
 
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.errors import FailureReason
+from jobs.retries import RetryPolicy
 from jobs.spec import JobSpec
 from jobs.status import Status, check_transition
 
@@ -38,6 +39,7 @@ class Attempt(BaseModel):
     number: int = Field(ge=1, description="Counts from 1; it is the fencing token of every write of this attempt.")
     worker: str = Field(description="Name of the worker that holds or held it.")
     started_at: datetime
+    resumed_from_step: int | None = Field(default=None, description="Step of the checkpoint it went on from, if any.")
     ended_at: datetime | None = None
     outcome: str | None = Field(
         default=None, description="succeeded, failed, cancelled or preempted; None while it runs."
@@ -57,19 +59,26 @@ class JobRecord(BaseModel):
     created_at: datetime
     updated_at: datetime
     attempts: tuple[Attempt, ...] = ()
+    not_before: datetime | None = None  # when a job that waits after a failure may be tried again
     cancel_requested_at: datetime | None = None
     failure: Failure | None = None
+    retry_of: tuple[str, ...] = ()  # the jobs that this one tries again, the newest first: it may use their checkpoints
 
     @classmethod
-    def create(cls, owner: str, spec: JobSpec) -> Self:
+    def create(cls, owner: str, spec: JobSpec, retry_of: tuple[str, ...] = ()) -> Self:
         """A new job in the queue."""
         at = now()
-        return cls(id=new_job_id(at), owner=owner, spec=spec, created_at=at, updated_at=at)
+        return cls(id=new_job_id(at), owner=owner, spec=spec, created_at=at, updated_at=at, retry_of=retry_of)
 
     @property
     def output_uri(self) -> str:
         """Where everything that the job leaves lies: `<output.uri>/<job id>/`."""
         return f"{self.spec.output.uri.rstrip('/')}/{self.id}/"
+
+    @property
+    def checkpoint_uris(self) -> tuple[str, ...]:
+        """Folders whose checkpoints an attempt may go on from, the best first: its own, then those it tries again."""
+        return tuple(f"{self.spec.output.uri.rstrip('/')}/{job_id}/" for job_id in (self.id, *self.retry_of))
 
     @property
     def attempt(self) -> Attempt | None:
@@ -97,6 +106,7 @@ def advance(record: JobRecord, to: Status, failure: Failure | None = None) -> Jo
             "status": to,
             "updated_at": at,
             "attempts": attempts,
+            "not_before": None,
             "failure": failure if to is Status.FAILED else None,
         }
     )
@@ -106,3 +116,27 @@ def begin_attempt(record: JobRecord, worker: str) -> JobRecord:
     """The record claimed by `worker`: preparing, with attempt n + 1 as its fencing token."""
     attempt = Attempt(number=len(record.attempts) + 1, worker=worker, started_at=now())
     return advance(record, Status.PREPARING).model_copy(update={"attempts": (*record.attempts, attempt)})
+
+
+def give_back(record: JobRecord, failure: Failure | None, policy: RetryPolicy) -> JobRecord:
+    """The record after an attempt that ended early: to be tried again, failed for good, or cancelled.
+
+    Args:
+        failure: what went wrong; None if its worker was told to stop, which costs the job nothing.
+    """
+    if record.cancel_requested_at is not None:
+        return advance(record, Status.CANCELLED, failure)
+    if failure is None:
+        preemptions = 1 + sum(attempt.outcome == "preempted" for attempt in record.attempts)
+        if preemptions <= policy.max_preemptions:
+            return advance(record, Status.QUEUED)
+        message = f"Workers were stopped under it {preemptions} times, the limit is {policy.max_preemptions}."
+        return advance(record, Status.FAILED, Failure(reason=FailureReason.PREEMPTED, message=message))
+    if not failure.reason.retryable:
+        return advance(record, Status.FAILED, failure)
+    failures = 1 + sum(attempt.outcome == "failed" for attempt in record.attempts)
+    if failures >= policy.max_failures:
+        last = f"{failure.message} That was failure {failures} of at most {policy.max_failures}: loraq stops trying."
+        return advance(record, Status.FAILED, Failure(reason=failure.reason, message=last))
+    waiting = advance(record, Status.QUEUED, failure)
+    return waiting.model_copy(update={"not_before": now() + timedelta(seconds=policy.wait_s(failures))})

@@ -53,10 +53,37 @@ class Settings(BaseSettings):
     )
 
     grace_s: float = Field(
-        default=30.0, gt=0, description="How long a trainer may take to stop when asked, before it is killed."
+        default=100.0,
+        gt=0,
+        description="From SIGTERM to the worker until its job is back in the queue, checkpoint uploaded. Whatever "
+        "stops the worker (docker stop, Kubernetes) must wait longer than this.",
     )
     heartbeat_s: float = Field(
         default=5.0, gt=0, description="How often a running attempt reports and looks for a cancel."
+    )
+    lease_s: float = Field(
+        default=45.0, gt=0, description="An attempt that has not reported for so long is lost: its job is tried again."
+    )
+    hang_s: float = Field(
+        default=900.0,
+        gt=0,
+        description="A trainer that says nothing for so long hangs: it is ended. Longer than the longest step.",
+    )
+    reap_every_s: float = Field(
+        default=5.0, gt=0, description="How often the reaper looks for lost attempts and for jobs whose wait is over."
+    )
+    max_failures: int = Field(
+        default=3, ge=1, description="A job that failed so often, each time for a reason that may pass, stops there."
+    )
+    max_preemptions: int = Field(
+        default=100, ge=0, description="How often a job may go back to the queue because its worker was stopped."
+    )
+    retry_wait_s: float = Field(
+        default=30.0, ge=0, description="Wait before a failed job is tried again; doubles each time, with jitter."
+    )
+    retry_wait_max_s: float = Field(default=900.0, ge=0, description="The longest such wait.")
+    max_running_per_owner: int | None = Field(
+        default=None, ge=1, description="Jobs of one owner that run at once; the others wait. Unset: no limit."
     )
 
     @field_validator("buckets", "allowed_folders", mode="before")
@@ -65,6 +92,15 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @model_validator(mode="after")
+    def _lease_outlasts_heartbeats(self) -> Self:
+        if self.lease_s < 3 * self.heartbeat_s:
+            raise ValueError(
+                f"LORAQ_LEASE_S is {self.lease_s:g}, but an attempt reports every {self.heartbeat_s:g} s "
+                f"(LORAQ_HEARTBEAT_S): make it at least {3 * self.heartbeat_s:g}, so that one late report ends nothing."
+            )
+        return self
 
     @model_validator(mode="after")
     def _keys_come_in_pairs(self) -> Self:

@@ -131,7 +131,9 @@ class MemorySpec(Section):
 class CheckpointSpec(Section):
     """Saved states of the training that an attempt can go on from."""
 
-    every_n_steps: int | None = Field(default=None, ge=1, le=1_000_000, description="How often; null: never.")
+    every_n_steps: int | None = Field(
+        default=250, ge=1, le=1_000_000, description="How often; null: only when the worker is told to stop."
+    )
     keep: int = Field(default=2, ge=1, le=100, description="How many of the newest stay in the bucket.")
 
 

@@ -29,7 +29,8 @@ class Status(StrEnum):
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.QUEUED: frozenset({Status.PREPARING, Status.FAILED, Status.CANCELLED}),
-    Status.PREPARING: frozenset({Status.TRAINING, Status.QUEUED, Status.FAILED, Status.CANCELLED}),
+    # An attempt that finds its forerunner's manifest in the bucket has nothing left to do but to say so.
+    Status.PREPARING: frozenset({Status.TRAINING, Status.SUCCEEDED, Status.QUEUED, Status.FAILED, Status.CANCELLED}),
     Status.TRAINING: frozenset({Status.UPLOADING, Status.QUEUED, Status.FAILED, Status.CANCELLED}),
     Status.UPLOADING: frozenset({Status.SUCCEEDED, Status.QUEUED, Status.FAILED, Status.CANCELLED}),
     Status.SUCCEEDED: frozenset(),

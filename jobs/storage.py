@@ -8,7 +8,7 @@ of the whole object. SigV4 and path-style addresses everywhere.
 # pyright: reportUnknownMemberType=false
 # boto3 types its methods in part.
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,6 +93,12 @@ class Storage:
         """Write a small object at once."""
         with _named_errors(uri):
             self._client.put_object(Bucket=uri.bucket, Key=uri.key, Body=data)
+
+    def delete(self, uris: Sequence[S3Uri]) -> None:
+        """Delete objects, in this order; one that is gone already is no error."""
+        for uri in uris:
+            with _named_errors(uri):
+                self._client.delete_object(Bucket=uri.bucket, Key=uri.key)
 
     def download(self, uri: S3Uri, path: Path, on_bytes: Callable[[int], None] | None = None) -> None:
         """One object into a file, in parallel parts; the file appears under its name only when it is whole."""

@@ -7,15 +7,22 @@ Keys:
     loraq:jobs:{owner}                  ids of an owner's jobs, all with score 0: sorted by id, so by time
     loraq:jobs:{owner}:{status}         the same, by status
     loraq:idempotency:{owner}:{sha256}  which job an Idempotency-Key made, for seven days
+    loraq:running                       ids of jobs that an attempt holds, by when it last reported
+    loraq:holds:{worker}                which job and attempt a worker holds: "<id> <attempt>"
+    loraq:unsaved                       ids of jobs whose record is not yet saved to the bucket as it now is
+
+jobs/turns.py has the keys of those that wait.
 """
 
 # pyright: reportUnknownMemberType=false
 # redis-py types its methods in part.
 
 import hashlib
-from collections.abc import Callable
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import cast
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
@@ -23,14 +30,21 @@ from redis.client import Pipeline
 from redis.exceptions import WatchError
 from rq import Queue
 
-from jobs import events
-from jobs.errors import IdempotencyConflict, JobNotFound, StaleAttempt
-from jobs.queue import deliver, open_queue, withdraw
-from jobs.record import Failure, JobRecord, advance, begin_attempt, now
+from jobs import events, turns
+from jobs.errors import IdempotencyConflict, JobNotFound, NotRetryable, StaleAttempt
+from jobs.queue import deliver, open_queue, ticket_of, withdraw
+from jobs.record import Failure, JobRecord, advance, begin_attempt, give_back, now
+from jobs.retries import RetryPolicy
 from jobs.settings import Settings
 from jobs.status import Status
 
 IDEMPOTENCY_DAYS = 7
+RUNNING = "loraq:running"
+UNSAVED = "loraq:unsaved"
+
+REDIS_CONNECT_S = 5
+REDIS_ANSWER_S = 15
+"""How long a connection and an answer may take: a Redis that hangs is as good as one that is gone."""
 
 
 class Progress(BaseModel):
@@ -67,9 +81,17 @@ class Page(BaseModel):
 class Store:
     """All jobs, in one Redis."""
 
-    def __init__(self, redis: "Redis", queue: Queue) -> None:
+    def __init__(
+        self,
+        redis: "Redis",
+        queue: Queue,
+        retries: RetryPolicy | None = None,
+        max_running_per_owner: int | None = None,
+    ) -> None:
         self.redis = redis
         self.queue = queue
+        self.retries = retries or RetryPolicy()
+        self.max_running_per_owner = max_running_per_owner
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -79,10 +101,7 @@ class Store:
         Raises:
             JobNotFound: no such job, or another owner's: the two look the same from outside.
         """
-        raw = cast(bytes | None, self.redis.get(_record_key(job_id)))
-        if raw is None:
-            raise JobNotFound(job_id)
-        record = JobRecord.model_validate_json(raw)
+        record = _decode(job_id, cast(bytes | None, self.redis.get(_record_key(job_id))))
         if owner is not None and record.owner != owner:
             raise JobNotFound(job_id)
         return record
@@ -90,7 +109,7 @@ class Store:
     def page(self, owner: str, status: Status | None = None, cursor: str | None = None, limit: int = 50) -> Page:
         """An owner's jobs, newest first, behind the job id `cursor`; one range of a sorted set, whatever its size."""
         newest = "+" if cursor is None else f"({cursor}"
-        key = _index_key(owner, status)
+        key = turns.index_key(owner, status)
         ids = cast(list[bytes], self.redis.zrevrangebylex(key, newest, "-", start=0, num=limit + 1))
         raws = cast(list[bytes | None], self.redis.mget([_record_key(i.decode()) for i in ids[:limit]])) if ids else []
         jobs = [JobRecord.model_validate_json(raw) for raw in raws if raw is not None]
@@ -128,11 +147,25 @@ class Store:
                         submission = Submission(job_id=record.id, body_sha256=body_sha256)
                         pipeline.set(key, submission.model_dump_json(), ex=IDEMPOTENCY_DAYS * 86_400)
                     self._write(pipeline, None, record)
-                    self._deliver(pipeline, record)
                     pipeline.execute()
                     return record
                 except WatchError:
                     continue  # someone used the same key in between: read what they made
+
+    def retry(self, job_id: str, owner: str | None = None) -> JobRecord:
+        """Submit a failed or cancelled job anew; it goes on from the old one's newest checkpoint.
+
+        A final status never changes, so this is another job. Asked twice, it gives the same one.
+
+        Raises:
+            NotRetryable: the job has not ended, or ended well.
+            JobNotFound.
+        """
+        old = self.get(job_id, owner)
+        if old.status not in (Status.FAILED, Status.CANCELLED):
+            raise NotRetryable(f"Job {job_id} is {old.status}: only one that failed or was cancelled is tried again.")
+        new = JobRecord.create(old.owner, old.spec, retry_of=(old.id, *old.retry_of))
+        return self.submit(new, f"retry of {job_id}")
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
@@ -149,56 +182,112 @@ class Store:
             StaleAttempt: the attempt no longer holds the job.
             JobNotFound, IllegalTransition.
         """
-        key = _record_key(job_id)
         while True:
             with self.redis.pipeline() as pipeline:
                 try:
-                    pipeline.watch(key)
-                    raw = cast(bytes | None, pipeline.get(key))
-                    if raw is None:
-                        raise JobNotFound(job_id)
-                    old = JobRecord.model_validate_json(raw)
-                    if attempt is not None:
-                        _check_fence(old, attempt)
-                    new = change(old)
-                    if new == old:
-                        return old
-                    pipeline.multi()
-                    self._write(pipeline, old, new)
-                    if new.status is Status.QUEUED and old.status is not Status.QUEUED:
-                        self._deliver(pipeline, new)
-                    pipeline.execute()
-                    return new
+                    return self._change(pipeline, job_id, change, attempt)
                 except WatchError:
                     continue  # the record moved: look again
 
+    def next_turn(self, worker: str) -> JobRecord | None:
+        """Begin an attempt at the job whose turn it is; None if none may begin now."""
+        while True:
+            with self.redis.pipeline() as pipeline:
+                try:
+                    pipeline.watch(turns.TURNS)  # every claim writes it: two at once cannot exceed an owner's limit
+                    found = turns.next_job(self.redis, self.max_running_per_owner)
+                    if found is None:
+                        return None
+                    owner, job_id = found
+                    try:
+                        return self._change(pipeline, job_id, lambda record: _begin(record, worker))
+                    except (_NothingToClaim, JobNotFound):
+                        self.redis.zrem(turns.waiting_key(owner), job_id)
+                except WatchError:
+                    continue  # another worker was faster: look again
+
     def claim(self, job_id: str, worker: str) -> JobRecord | None:
-        """Begin an attempt, if the job waits for one. None for a duplicate or outdated delivery: do nothing then."""
-
-        def begin(record: JobRecord) -> JobRecord:
-            if record.status is not Status.QUEUED:
-                raise _NothingToClaim
-            return begin_attempt(record, worker)
-
+        """Begin an attempt at this very job, out of turn; None unless it waits."""
         try:
-            return self.change(job_id, begin)
+            return self.change(job_id, lambda record: _begin(record, worker))
         except _NothingToClaim:
             return None
 
     def move(self, job_id: str, attempt: int, to: Status, failure: Failure | None = None) -> JobRecord:
-        """One arrow in the status table, by the attempt that holds the job."""
-        return self.change(job_id, lambda record: advance(record, to, failure), attempt)
+        """One arrow in the status table, by the attempt that holds the job.
 
-    def report(self, job_id: str, progress: Progress) -> JobRecord:
-        """Heartbeat of a running attempt; gives the record, so that the attempt sees a cancel.
+        Made twice, because the first answer was lost, it changes nothing the second time.
+        """
+        return self.change(
+            job_id, lambda record: record if record.status is to else advance(record, to, failure), attempt
+        )
+
+    def give_back(self, job_id: str, attempt: int, failure: Failure | None) -> JobRecord:
+        """End an attempt early: the job is tried again, fails for good, or is cancelled, as `record.give_back` says."""
+        return self.change(job_id, lambda record: give_back(record, failure, self.retries), attempt)
+
+    def report(
+        self, job_id: str, progress: Progress, happened: Iterable[tuple[events.Kind, Mapping[str, Any]]] = ()
+    ) -> JobRecord:
+        """Heartbeat of a running attempt, with the events since the last one, all at once or not at all.
+
+        Gives the record, so that the attempt sees a cancel.
 
         Raises:
             StaleAttempt: the attempt no longer holds the job.
         """
-        record = self.get(job_id)
-        _check_fence(record, progress.attempt)
-        self.redis.set(_progress_key(job_id), progress.model_dump_json())
-        return record
+        while True:
+            with self.redis.pipeline() as pipeline:
+                try:
+                    pipeline.watch(_record_key(job_id))
+                    record = _decode(job_id, cast(bytes | None, pipeline.get(_record_key(job_id))))
+                    _check_fence(record, progress.attempt)
+                    pipeline.multi()
+                    pipeline.set(_progress_key(job_id), progress.model_dump_json())
+                    pipeline.zadd(RUNNING, {job_id: time.time()})
+                    for kind, data in happened:
+                        events.append(pipeline, job_id, kind, progress.attempt, dict(data))
+                    pipeline.execute()
+                    return record
+                except WatchError:
+                    continue
+
+    # -- watching over attempts ---------------------------------------------------------------------------------------
+
+    def running(self) -> dict[str, float]:
+        """Every job that an attempt holds, with its last heartbeat in seconds since 1970 by the worker's clock."""
+        entries = cast(list[tuple[bytes, float]], self.redis.zrange(RUNNING, 0, -1, withscores=True))
+        return {job_id.decode(): score for job_id, score in entries}
+
+    def held_by(self, worker: str) -> tuple[str, int] | None:
+        """Job id and attempt that a worker holds, None if it holds none."""
+        raw = cast(bytes | None, self.redis.get(_holds_key(worker)))
+        if raw is None:
+            return None
+        job_id, attempt = raw.decode().split()
+        return job_id, int(attempt)
+
+    def wake(self, job_id: str) -> None:
+        """Let a job whose wait is over have its turn."""
+
+        def ready(record: JobRecord) -> JobRecord:
+            return record.model_copy(update={"not_before": None}) if record.status is Status.QUEUED else record
+
+        try:
+            self.change(job_id, ready)
+        except JobNotFound:
+            self.redis.zrem(turns.DELAYED, job_id)
+
+    def missing_tickets(self) -> int:
+        """How many tickets the queue lacks: waiting jobs that could begin, less tickets; 0 if there are enough."""
+        return max(0, turns.tickets_wanted(self.redis, self.max_running_per_owner) - self.queue.count)
+
+    def add_tickets(self, count: int) -> None:
+        """Put tickets into the queue that belong to no job in particular."""
+        with self.redis.pipeline() as pipeline:
+            for _ in range(count):
+                deliver(self.queue, pipeline, f"extra_{secrets.token_hex(8)}")
+            pipeline.execute()
 
     def request_cancel(self, job_id: str, owner: str | None = None) -> JobRecord:
         """Cancel a waiting job at once, and ask the attempt of a running one to stop. A final job stays as it is."""
@@ -214,44 +303,103 @@ class Store:
 
     # -- inside a transaction -----------------------------------------------------------------------------------------
 
+    def _change(
+        self,
+        pipeline: "Pipeline",
+        job_id: str,
+        change: Callable[[JobRecord], JobRecord],
+        attempt: int | None = None,
+    ) -> JobRecord:
+        """One try at `change`. Raises WatchError if the record, or what the caller watches, moved meanwhile."""
+        pipeline.watch(_record_key(job_id))
+        old = _decode(job_id, cast(bytes | None, pipeline.get(_record_key(job_id))))
+        if attempt is not None:
+            _check_fence(old, attempt)
+        new = change(old)
+        if new == old:
+            return old
+        pipeline.multi()
+        self._write(pipeline, old, new)
+        pipeline.execute()
+        return new
+
     def _write(self, pipeline: "Pipeline", old: JobRecord | None, new: JobRecord) -> None:
         pipeline.set(_record_key(new.id), new.model_dump_json())
         number = new.attempt.number if new.attempt else 0
         if old is None:
-            pipeline.zadd(_index_key(new.owner, None), {new.id: 0})
+            pipeline.zadd(turns.index_key(new.owner, None), {new.id: 0})
         if old is None or old.status is not new.status:
             if old is not None:
-                pipeline.zrem(_index_key(new.owner, old.status), new.id)
-            pipeline.zadd(_index_key(new.owner, new.status), {new.id: 0})
+                pipeline.zrem(turns.index_key(new.owner, old.status), new.id)
+            pipeline.zadd(turns.index_key(new.owner, new.status), {new.id: 0})
             failure = new.failure or (new.attempt.failure if new.attempt and new.status is Status.QUEUED else None)
             data = {"from": old.status if old else None, "to": new.status}
             events.append(
                 pipeline, new.id, "status", number, data | (failure.model_dump(mode="json") if failure else {})
             )
+            pipeline.sadd(UNSAVED, new.id)
+            self._turn(pipeline, old, new)
         elif old.cancel_requested_at is None and new.cancel_requested_at is not None:
             events.append(pipeline, new.id, "cancel_requested", number, {})
-        if new.status is Status.CANCELLED and old is not None and old.status is Status.QUEUED:
-            withdraw(self.queue, pipeline, new.id, number + 1)
+        elif new.status is Status.QUEUED and old.not_before is not None and new.not_before is None:
+            turns.leave(pipeline, new)
+            self._enter(pipeline, new)
 
-    def _deliver(self, pipeline: "Pipeline", record: JobRecord) -> None:
-        deliver(
-            self.queue,
-            pipeline,
-            record.id,
-            len(record.attempts) + 1,
-            max_duration_s=record.spec.max_duration_s,
-            at_front=record.spec.priority == "high",
-        )
+    def _turn(self, pipeline: "Pipeline", old: JobRecord | None, new: JobRecord) -> None:
+        """What a change of status means for whoever waits and whoever holds."""
+        if old is not None and old.status is Status.QUEUED:
+            turns.take(pipeline, new) if new.status.running else turns.leave(pipeline, new)
+            if not new.status.running:
+                withdraw(self.queue, pipeline, ticket_of(new.id, len(new.attempts) + 1))
+        if new.attempt is not None and (old is None or not old.status.running) and new.status.running:
+            pipeline.zadd(RUNNING, {new.id: time.time()})
+            pipeline.set(_holds_key(new.attempt.worker), f"{new.id} {new.attempt.number}")
+        if old is not None and old.status.running and not new.status.running:
+            pipeline.zrem(RUNNING, new.id)
+            assert new.attempt is not None
+            pipeline.delete(_holds_key(new.attempt.worker))
+            if self.max_running_per_owner is not None:  # a job of the owner may have waited for this one's end
+                deliver(self.queue, pipeline, f"extra_{secrets.token_hex(8)}")
+        if new.status is Status.QUEUED:
+            self._enter(pipeline, new)
+
+    def _enter(self, pipeline: "Pipeline", record: JobRecord) -> None:
+        if turns.enter(pipeline, record):
+            deliver(self.queue, pipeline, ticket_of(record.id, len(record.attempts) + 1))
 
 
 def open_store(settings: Settings) -> Store:
     """The store that the settings name. Connects at the first call, not now."""
-    redis = Redis.from_url(settings.redis_url.get_secret_value(), health_check_interval=30, socket_keepalive=True)
-    return Store(redis, open_queue(settings.queue, redis))
+    redis = Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        health_check_interval=30,
+        socket_keepalive=True,
+        socket_connect_timeout=REDIS_CONNECT_S,
+        socket_timeout=REDIS_ANSWER_S,
+    )
+    retries = RetryPolicy(
+        max_failures=settings.max_failures,
+        max_preemptions=settings.max_preemptions,
+        wait_s_first=settings.retry_wait_s,
+        wait_s_longest=settings.retry_wait_max_s,
+    )
+    return Store(redis, open_queue(settings.queue, redis), retries, settings.max_running_per_owner)
 
 
 class _NothingToClaim(Exception):
     """The job does not wait for an attempt."""
+
+
+def _begin(record: JobRecord, worker: str) -> JobRecord:
+    if record.status is not Status.QUEUED or record.not_before is not None:
+        raise _NothingToClaim
+    return begin_attempt(record, worker)
+
+
+def _decode(job_id: str, raw: bytes | None) -> JobRecord:
+    if raw is None:
+        raise JobNotFound(job_id)
+    return JobRecord.model_validate_json(raw)
 
 
 def _check_fence(record: JobRecord, attempt: int) -> None:
@@ -271,8 +419,8 @@ def _progress_key(job_id: str) -> str:
     return f"loraq:job:{job_id}:progress"
 
 
-def _index_key(owner: str, status: Status | None) -> str:
-    return f"loraq:jobs:{owner}:{status}" if status else f"loraq:jobs:{owner}"
+def _holds_key(worker: str) -> str:
+    return f"loraq:holds:{worker}"
 
 
 def _idempotency_key(owner: str, key: str) -> str:

@@ -3,23 +3,16 @@
 import logging
 import sys
 
-from redis.exceptions import RedisError
-
 from jobs.settings import Settings
 from jobs.store import open_store
-from worker.service import open_worker
+from worker.service import work
 
 
 def main() -> int:
     """Run the worker. Returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     settings = Settings()
-    try:
-        worker = open_worker(open_store(settings))
-        worker.work(logging_level="WARNING")
-    except RedisError as error:
-        logging.getLogger(__name__).error("Redis does not answer at LORAQ_REDIS_URL: %s", error)
-        return 1
+    work(open_store(settings), settings)
     return 0
 
 

@@ -9,13 +9,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from jobs import events
-from jobs.errors import FailureReason, IllegalTransition, StorageError
-from jobs.manifest import MANIFEST_NAME, describe_folder
+from jobs.errors import FailureReason, IllegalTransition, ObjectNotFound, StorageError
+from jobs.manifest import MANIFEST_NAME, ManifestFile, attempt_folder, manifest_of
 from jobs.record import Failure, JobRecord
 from jobs.settings import Settings
 from jobs.spec_text import write_spec
@@ -23,10 +24,18 @@ from jobs.status import Status
 from jobs.storage import Storage
 from jobs.store import open_store
 from jobs.uri import S3Uri, check_bucket_allowed
+from worker import stop
+from worker.checkpoints import (
+    CheckpointDamaged,
+    CheckpointUploads,
+    delete_checkpoints,
+    fetch_checkpoint,
+    find_checkpoints,
+)
 from worker.config import Places, trainer_config
 from worker.downloads import Downloads
 from worker.inputs import InputMissing, Inputs
-from worker.lease import Cancelled, Ending, Lease, LeaseLost, Preempted, TimedOut
+from worker.lease import UPLOAD_SHARE_OF_GRACE, Cancelled, Lease, LeaseLost, Preempted, TimedOut
 from worker.loop.config_json import write_config
 from worker.process import Fact, TrainerFailed, TrainerProcess
 
@@ -36,32 +45,39 @@ COUNT_EVENT_S = 1.0
 """At most one event a second for steps and encoded pictures: a progress bar needs no more. metrics.jsonl has all."""
 
 
-def run_attempt(job_id: str) -> None:
-    """Deliver a job id: what RQ calls in the horse. Returns whatever happens; the record says how it went."""
+STOP_SHARE_OF_GRACE = 0.5
+"""How much of the grace period the trainer may take to finish its step; the rest is for the upload."""
+
+
+def run_attempt() -> None:
+    """Use a ticket: what RQ calls in the horse. Returns whatever happens; the record says how it went."""
     settings = Settings()
     store = open_store(settings)
-    record = store.claim(job_id, worker=os.environ.get("RQ_WORKER_ID", f"pid-{os.getpid()}"))
+    record = store.next_turn(worker=os.environ.get("RQ_WORKER_ID", f"pid-{os.getpid()}"))
     if record is None:
-        log.info("Job %s does not wait for an attempt: this delivery is a duplicate", job_id, extra={"job_id": job_id})
+        log.info("No job may begin now: this ticket was one too many")
         return
     with Lease(store, record, settings) as lease:
         try:
             _carry_out(record, lease, settings)
             lease.move(Status.SUCCEEDED)
         except LeaseLost as ending:
-            log.warning("Gave up job %s: %s", job_id, ending)
+            log.warning("Gave up job %s: %s", lease.job_id, ending)
         except Cancelled:
-            lease.move(Status.CANCELLED)
+            _end(lease, lambda: lease.move(Status.CANCELLED))
         except Preempted:
-            lease.move(Status.QUEUED)
+            _end(lease, lambda: lease.give_back(None))
         except TimedOut as ending:
             _fail(lease, FailureReason.TIMED_OUT, str(ending))
         except (InputMissing, StorageError, TrainerFailed) as error:
             _fail(lease, error.reason, str(error))
         except Exception as error:
-            log.exception("The attempt at job %s met a bug of loraq's", job_id)
+            log.exception("The attempt at job %s met a bug of loraq's", lease.job_id)
             _fail(lease, FailureReason.CRASHED, f"loraq itself failed: {type(error).__name__}: {error}")
-    log.info("Attempt %d at job %s ended: %s", lease.attempt, job_id, store.get(job_id).status)
+        status = store.get(lease.job_id).status
+    log.info("Attempt %d at job %s ended: %s", lease.attempt, lease.job_id, status, extra={"job_id": lease.job_id})
+    if status in (Status.SUCCEEDED, Status.CANCELLED):
+        _forget_checkpoints(record, settings)
 
 
 def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
@@ -71,6 +87,8 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
     output_uri = S3Uri.parse(record.output_uri)
     check_bucket_allowed(output_uri, settings.buckets)
     storage.check(output_uri.bucket)  # better now than after hours of training
+    if _committed(storage, output_uri):
+        return  # an attempt before this one was ended between its commit and its report
     with (
         _scratch(data_dir / "scratch", f"{record.id}-{lease.attempt}-") as scratch,
         Downloads(data_dir / "downloads", storage, int(settings.cache_max_gib * 2**30)) as downloads,
@@ -85,40 +103,83 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
             output=output,
             cache=data_dir / "cache",
         )
+        resume_from, samples = _newest_checkpoint(record, storage, scratch, lease)
         lease.check()
-        write_config(trainer_config(record.spec, places, settings), scratch / "config.json")
-        try:
-            _train(scratch / "config.json", output, lease, settings)
-        except Exception:
-            _save_log(output, output_uri / f"attempts/{lease.attempt}", storage)
-            raise
-        lease.move(Status.UPLOADING)
-        lease.update(phase="uploading")
-        _commit(record, output, output_uri, lease, storage)
+        config = replace(trainer_config(record.spec, places, settings), resume_from=resume_from and str(resume_from))
+        write_config(config, scratch / "config.json")
+        keep = record.spec.checkpoints.keep
+        with CheckpointUploads(storage, output_uri, lease, output, scratch, keep, samples) as uploads:
+            try:
+                _train(scratch / "config.json", output, lease, settings, uploads)
+            except Exception:
+                _save_log(output, output_uri / attempt_folder(lease.attempt), storage)
+                raise
+            lease.move(Status.UPLOADING)
+            lease.update(phase="uploading")
+            while not uploads.finish(timeout_s=0.5):
+                lease.check()
+        _commit(record, output, output_uri, lease, storage, uploads.samples)
 
 
-def _train(config: Path, output: Path, lease: Lease, settings: Settings) -> None:
+def _committed(storage: Storage, output_uri: S3Uri) -> bool:
+    try:
+        storage.read(output_uri / MANIFEST_NAME)
+    except ObjectNotFound:
+        return False
+    return True
+
+
+def _newest_checkpoint(
+    record: JobRecord, storage: Storage, scratch: Path, lease: Lease
+) -> tuple[Path | None, tuple[ManifestFile, ...]]:
+    """The newest whole checkpoint, on this machine, and the samples drawn before it; None to begin anew."""
+    for uri in record.checkpoint_uris:
+        for checkpoint in find_checkpoints(storage, S3Uri.parse(uri)):
+            folder = scratch / "resume" / f"step-{checkpoint.step:06d}-{checkpoint.attempt}"
+            try:
+                marker = fetch_checkpoint(storage, checkpoint, folder, lease)
+            except (CheckpointDamaged, ObjectNotFound) as error:
+                log.warning("Passing over a checkpoint of job %s: %s", record.id, error)
+                lease.event("warning", {"message": f"Passed over the checkpoint of step {checkpoint.step}: {error}"})
+                continue
+            lease.resumed(marker.step)
+            own = uri == record.output_uri  # the samples of another job stay with it
+            return folder, marker.samples if own else ()
+    return None, ()
+
+
+def _train(config: Path, output: Path, lease: Lease, settings: Settings, uploads: CheckpointUploads) -> None:
     """Run the trainer to its end, passing its facts on. Raises TrainerFailed, or the Ending that came."""
-    with TrainerProcess(config, output / "train.log", settings.grace_s, settings.cpu_threads) as trainer:
+    with TrainerProcess(config, output / "train.log", settings.cpu_threads) as trainer:
         lease.update(phase="starting")
-        reporter = _Reporter(lease)
+        reporter = _Reporter(lease, uploads)
+        heard_s = time.monotonic()
         try:
             for fact in trainer.facts(every_s=0.5):
                 if fact is not None:
+                    heard_s = time.monotonic()
                     reporter.tell(fact)
+                elif time.monotonic() - heard_s > settings.hang_s:
+                    raise trainer.hung(settings.hang_s)
                 lease.check()
-        except Ending:
-            trainer.stop()
-            raise
-        if trainer.last is not None and trainer.last["fact"] == "stopped":
-            raise Preempted("The trainer itself was told to stop: the machine is shutting down.")
+            if trainer.last is None or trainer.last["fact"] != "stopped":
+                return
+        except Preempted:
+            deadline_s = time.monotonic() + settings.grace_s * STOP_SHARE_OF_GRACE - stop.seconds_ago()
+            for fact in trainer.stop(deadline_s):
+                reporter.tell(fact)
+        left_s = settings.grace_s * UPLOAD_SHARE_OF_GRACE - stop.seconds_ago()
+        if not uploads.finish(max(1.0, left_s)):
+            log.warning("The grace period is over before the checkpoint of job %s was uploaded", lease.job_id)
+        raise Preempted("The trainer was told to stop: the machine is shutting down.")
 
 
 class _Reporter:
     """Turns the trainer's facts into progress, events and the change from preparing to training."""
 
-    def __init__(self, lease: Lease) -> None:
+    def __init__(self, lease: Lease, uploads: CheckpointUploads) -> None:
         self._lease = lease
+        self._uploads = uploads
         self._next_count_event_s = 0.0
 
     def tell(self, fact: Fact) -> None:
@@ -141,7 +202,12 @@ class _Reporter:
                 self._count("step", data, last=data["step"] == data["steps"])
             case "encoded":
                 self._count("encoded", data, last=data["done"] == data["total"])
-            case "dataset" | "warning" | "sample" | "checkpoint" as kind:
+            case "checkpoint":
+                self._uploads.checkpoint(data["path"], data["step"])  # an event once it is in the bucket
+            case "sample":
+                self._uploads.sample(data["path"], data["step"])
+                self._lease.event("sample", data)
+            case "dataset" | "warning" as kind:
                 self._lease.event(kind, data)
             case _:
                 pass  # finished, stopped and failed end the trainer, and TrainerProcess tells how
@@ -153,21 +219,28 @@ class _Reporter:
             self._lease.event(kind, data)
 
 
-def _commit(record: JobRecord, output: Path, output_uri: S3Uri, lease: Lease, storage: Storage) -> None:
-    """Upload everything, and the manifest last: that is the commit."""
+def _commit(
+    record: JobRecord,
+    output: Path,
+    output_uri: S3Uri,
+    lease: Lease,
+    storage: Storage,
+    samples: tuple[ManifestFile, ...],
+) -> None:
+    """Upload everything into the attempt's own folder, and the manifest last: that is the commit."""
     shutil.rmtree(output / "checkpoints", ignore_errors=True)  # of use only to an attempt that goes on
     (output / "spec.yaml").write_text(write_spec(record.spec), encoding="utf-8")
-    manifest = describe_folder(output, record.id, lease.attempt)
-    storage.upload_all(((output / file.path, output_uri / file.path) for file in manifest.files), lease.check)
+    manifest = manifest_of(output, record.id, lease.attempt, samples)
+    there = {file.stored_as for file in samples}
+    own = [file for file in manifest.files if file.stored_as not in there]
+    storage.upload_all(((output / file.path, output_uri / file.stored_as) for file in own), lease.check)
     lease.confirm()
-    storage.write(output_uri / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode())
+    if not _committed(storage, output_uri):  # the first commit stands
+        storage.write(output_uri / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode())
 
 
 def _save_log(output: Path, folder: S3Uri, storage: Storage) -> None:
-    """Leave the trainer's log in a folder of the attempt's own, so that a stale attempt touches nothing committed.
-
-    Best effort: the failure itself matters more.
-    """
+    """Leave the trainer's log. Best effort: the failure itself matters more."""
     try:
         storage.upload(output / "train.log", folder / "train.log")
     except StorageError as error:
@@ -175,11 +248,23 @@ def _save_log(output: Path, folder: S3Uri, storage: Storage) -> None:
 
 
 def _fail(lease: Lease, reason: FailureReason, message: str) -> None:
-    log.warning("Job %s failed, %s: %s", lease.job_id, reason, message, extra={"job_id": lease.job_id})
+    log.warning("An attempt at job %s failed, %s: %s", lease.job_id, reason, message, extra={"job_id": lease.job_id})
+    _end(lease, lambda: lease.give_back(Failure(reason=reason, message=message)))
+
+
+def _end(lease: Lease, tell: Callable[[], None]) -> None:
+    """Tell how the attempt ended, unless the job is another's by now."""
     try:
-        lease.move(Status.FAILED, Failure(reason=reason, message=message))
+        tell()
     except (LeaseLost, IllegalTransition) as error:
-        log.warning("The failure of job %s was not noted: %s", lease.job_id, error)
+        log.warning("The end of an attempt at job %s was not noted: %s", lease.job_id, error)
+
+
+def _forget_checkpoints(record: JobRecord, settings: Settings) -> None:
+    try:
+        delete_checkpoints(Storage(settings), S3Uri.parse(record.output_uri))
+    except StorageError as error:
+        log.warning("Checkpoints of job %s were left in the bucket: %s", record.id, error)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from worker.data.config import DatasetConfig
 from worker.loop.config import (
+    CheckpointsConfig,
     OptimizerConfig,
     SamplesConfig,
     ScheduleConfig,
@@ -14,6 +15,9 @@ from worker.loop.config import (
     TrainerConfig,
 )
 from worker.lora.config import LoRAConfig
+
+LOCAL_CHECKPOINTS = 2
+"""Kept on the worker, so that one can be uploaded while the next is saved; the spec says how many the bucket keeps."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ def trainer_config(spec: JobSpec, places: Places, settings: Settings) -> Trainer
         checkpointing=spec.memory.checkpointing or "all",
         device=settings.device,
         dtype="bfloat16" if spec.memory.base_dtype == "bfloat16" else "auto",
+        checkpoints=CheckpointsConfig(every_n_steps=spec.checkpoints.every_n_steps, keep=LOCAL_CHECKPOINTS),
         samples=SamplesConfig(prompts=spec.samples.prompts, every_n_steps=spec.samples.every_n_steps),
         formats=spec.output.formats,
     )

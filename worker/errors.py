@@ -4,7 +4,9 @@ TrainerError               a person can act on it; `reason` is one of jobs.error
 ├── DatasetInvalid         a picture, a caption or the folder is at fault, and the message names the file
 ├── BaseModelInvalid       the checkpoint is not a whole SDXL base model
 ├── LoRAInvalid            rank or targets do not fit the U-Net
-└── NanLoss                the loss or the latents are no longer finite
+├── NanLoss                the loss or the latents are no longer finite
+├── CheckpointInvalid      a checkpoint is incomplete or damaged
+└── ResumeRefused          a checkpoint belongs to another training
 
 Anything else that leaves the trainer is a bug or the machine's fault, and is reported as a crash.
 """
@@ -32,6 +34,16 @@ class LoRAInvalid(TrainerError):
     """The adapter cannot be put on this U-Net."""
 
     reason = "invalid_spec"
+
+
+class CheckpointInvalid(TrainerError):
+    """The checkpoint is incomplete or damaged."""
+
+
+class ResumeRefused(TrainerError):
+    """The checkpoint belongs to another training: what it was told has changed since."""
+
+    reason = "resume_refused"
 
 
 class NanLoss(TrainerError):

@@ -11,8 +11,10 @@ Ending
 """
 
 import logging
+import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,7 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from jobs import events
-from jobs.errors import JobNotFound, StaleAttempt
+from jobs.errors import FailureReason, JobNotFound, StaleAttempt
 from jobs.record import Failure, JobRecord, now
 from jobs.settings import Settings
 from jobs.status import Status
@@ -32,6 +34,15 @@ log = logging.getLogger(__name__)
 
 REDIS_PATIENCE_S = 600
 """How long a finished attempt waits for Redis, to report what it has: a training must not die of an outage."""
+
+MAX_BUFFERED_EVENTS = 5_000
+"""Kept for Redis while it is gone: more than an hour of one a second."""
+
+EVENTS_TOGETHER_S = 0.1
+"""Events that come within this time are told in one transaction."""
+
+UPLOAD_SHARE_OF_GRACE = 0.8
+"""How much of the grace period a finished training may spend on its upload, when its worker is told to stop."""
 
 REDIS_GONE = (RedisConnectionError, RedisTimeoutError)
 
@@ -66,12 +77,17 @@ class Lease:
         self.job_id = record.id
         self.attempt = record.attempt.number
         self._store = store
-        self._heartbeat_s = settings.heartbeat_s
+        self._settings = settings
         self._max_duration_s = record.spec.max_duration_s
         self._deadline_s = time.monotonic() + record.spec.max_duration_s
         self._progress = Progress(attempt=self.attempt, phase="fetching", at=now())
         self._cancelled = record.cancel_requested_at is not None
         self._lost: str | None = None
+        self._uploading = False
+        self._checked_s = time.monotonic()
+        self._events: deque[tuple[events.Kind, dict[str, Any]]] = deque(maxlen=MAX_BUFFERED_EVENTS)
+        self._reporting = threading.Lock()
+        self._wake = threading.Event()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._report_until_closed, name="lease", daemon=True)
 
@@ -81,10 +97,12 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
+        self._wake.set()
         self._thread.join()
 
     def check(self, _bytes: int = 0) -> None:
         """Raise the Ending that has come, if any. Takes and ignores a number, to serve as a transfer's callback."""
+        self._checked_s = time.monotonic()
         if self._lost is not None:
             raise LeaseLost(self._lost)
         if self._cancelled:
@@ -93,7 +111,9 @@ class Lease:
             raise TimedOut(
                 f"The attempt took longer than max_duration_s, {self._max_duration_s} s. Allow more, or fewer steps."
             )
-        if stop.requested.is_set():
+        # A training that is done is uploaded within the grace period, rather than given back.
+        patience_s = self._settings.grace_s * UPLOAD_SHARE_OF_GRACE if self._uploading else 0
+        if stop.requested.is_set() and stop.seconds_ago() >= patience_s:
             raise Preempted(f"The worker is shutting down; job {self.job_id} goes back to the queue.")
 
     def update(self, **changes: Any) -> None:
@@ -101,23 +121,36 @@ class Lease:
         self._progress = self._progress.model_copy(update=changes)
 
     def event(self, kind: events.Kind, data: dict[str, Any]) -> None:
-        """Append an event. One that finds Redis gone is dropped, and the log says so: the training goes on."""
-        try:
-            events.append(self._store.redis, self.job_id, kind, self.attempt, data)
-        except REDIS_GONE as error:
-            log.warning("Dropped a %s event of job %s: Redis does not answer: %s", kind, self.job_id, error)
+        """Append an event, as soon as Redis answers; a long outage may cost the oldest of many."""
+        self._events.append((kind, data))
+        self._wake.set()
 
-    def move(self, to: Status, failure: Failure | None = None) -> None:
+    def move(self, to: Status) -> None:
         """Take the job one arrow further, waiting for Redis if need be.
 
         Raises:
             LeaseLost: this attempt no longer holds the job.
         """
-        try:
-            _until_redis_answers(lambda: self._store.move(self.job_id, self.attempt, to, failure))
-        except (StaleAttempt, JobNotFound) as error:
-            self._lost = str(error)
-            raise LeaseLost(str(error)) from error
+        self._uploading = to is Status.UPLOADING
+        self._held(lambda: self._store.move(self.job_id, self.attempt, to))
+
+    def give_back(self, failure: Failure | None) -> None:
+        """End the attempt early, waiting for Redis if need be; None says that its worker is shutting down.
+
+        Raises:
+            LeaseLost: this attempt no longer holds the job.
+        """
+        self._held(lambda: self._store.give_back(self.job_id, self.attempt, failure))
+
+    def resumed(self, step: int) -> None:
+        """Note in the record which checkpoint the attempt goes on from."""
+
+        def note(record: JobRecord) -> JobRecord:
+            assert record.attempt is not None
+            attempt = record.attempt.model_copy(update={"resumed_from_step": step})
+            return record.model_copy(update={"attempts": (*record.attempts[:-1], attempt)})
+
+        self._held(lambda: self._store.change(self.job_id, note, self.attempt))
 
     def confirm(self) -> None:
         """Make sure, with Redis and not from memory, that this attempt still holds the job and may commit it.
@@ -128,9 +161,27 @@ class Lease:
         _until_redis_answers(self._report)
         self.check()
 
+    def _held(self, change: Callable[[], JobRecord]) -> None:
+        """Report what has happened so far, then make a change that only the holder may make."""
+
+        def both() -> None:
+            self._report()
+            change()
+
+        try:
+            _until_redis_answers(both)
+        except (StaleAttempt, JobNotFound) as error:
+            self._lost = str(error)
+            raise LeaseLost(str(error)) from error
+
     def _report_until_closed(self) -> None:
         gone = False
-        while not self._closed.wait(self._heartbeat_s):
+        while not self._closed.is_set():
+            self._wake.wait(self._settings.heartbeat_s)
+            self._wake.clear()
+            if self._closed.wait(EVENTS_TOGETHER_S):  # what comes at once is told at once
+                return
+            self._end_if_hung()
             try:
                 self._report()
                 if gone:
@@ -140,14 +191,30 @@ class Lease:
                 if not gone:  # one line an outage, not one a heartbeat
                     log.warning("Redis is gone, job %s goes on without reporting: %s", self.job_id, error)
                 gone = True
+                self._closed.wait(self._settings.heartbeat_s)
 
     def _report(self) -> None:
-        self.update(at=now())
-        try:
-            record = self._store.report(self.job_id, self._progress)
-            self._cancelled = record.cancel_requested_at is not None
-        except (StaleAttempt, JobNotFound) as error:
-            self._lost = str(error)
+        with self._reporting:
+            self.update(at=now())
+            happened = list(self._events)
+            try:
+                record = self._store.report(self.job_id, self._progress, happened)
+                self._cancelled = record.cancel_requested_at is not None
+            except (StaleAttempt, JobNotFound) as error:
+                self._lost = str(error)
+            for _ in range(min(len(happened), len(self._events))):
+                self._events.popleft()
+
+    def _end_if_hung(self) -> None:
+        """End this process when the attempt itself, not its trainer, has stood still for twice what a trainer may."""
+        still_s = time.monotonic() - self._checked_s
+        if still_s > 2 * self._settings.hang_s:
+            message = f"The attempt stood still for {still_s:.0f} s while {self._progress.phase}."
+            log.critical("%s Ending its process.", message)
+            try:
+                self._store.give_back(self.job_id, self.attempt, Failure(reason=FailureReason.HUNG, message=message))
+            finally:
+                os._exit(os.EX_SOFTWARE)
 
 
 def _until_redis_answers(call: Callable[[], T]) -> T:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,7 @@ class TrainerFailed(Exception):
 class TrainerProcess:
     """One run of `python -m worker.trainer`; a context manager that leaves no process behind."""
 
-    def __init__(self, config: Path, log_file: Path, grace_s: float, cpu_threads: int) -> None:
-        self._grace_s = grace_s
+    def __init__(self, config: Path, log_file: Path, cpu_threads: int) -> None:
         self._log_file = log_file
         self._oom_kills_before = _oom_kills()
         self._facts: queue.Queue[Fact | None] = queue.Queue()
@@ -88,18 +88,38 @@ class TrainerProcess:
             self.last = fact
             yield fact
         exit_code = self._process.wait()
+        if exit_code == -signal.SIGTERM:  # it was told to stop before it could listen: a machine that shuts down
+            self.last = {"fact": "stopped", "step": None, "path": None}
         if self.last is None or self.last["fact"] not in LAST_FACTS:
             raise self._explain(exit_code)
         if self.last["fact"] == "failed":
             raise TrainerFailed(FailureReason(self.last["reason"]), str(self.last["message"]))
 
-    def stop(self) -> None:
-        """Ask it to finish its step and end; kill it when it takes longer than the grace period."""
+    def stop(self, deadline_s: float) -> Iterator[Fact]:
+        """Ask it to finish its step and end, and give the facts that still come; kill it at `deadline_s`, monotonic."""
         self._process.terminate()
-        try:
-            self._process.wait(self._grace_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            try:
+                fact = self._facts.get(timeout=left_s)
+            except queue.Empty:
+                break
+            if fact is None:
+                return
+            self.last = fact
+            yield fact
+        self.kill()
+
+    def hung(self, hang_s: float) -> TrainerFailed:
+        """What to say of a trainer that says nothing. It writes where it stands into its log, then it is killed."""
+        os.kill(self.pid, signal.SIGUSR1)  # faulthandler's, see worker/trainer.py
+        time.sleep(1)
+        self.kill()
+        phase = self.last["fact"] if self.last else "its start"
+        return TrainerFailed(
+            FailureReason.HUNG,
+            f"The trainer made no progress for {hang_s:.0f} s (LORAQ_HANG_S) after {phase}, and was ended. "
+            "attempts/<number>/train.log in the output folder says where it stood.",
+        )
 
     def kill(self) -> None:
         """End it and whatever it started, now."""

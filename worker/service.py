@@ -1,37 +1,57 @@
-"""The worker's parent process: takes deliveries from RQ, forks a horse for each, and never imports torch.
+"""The worker's parent process: takes tickets from RQ, forks a horse for each, and never imports torch.
 
 A fork of a process that has used CUDA cannot use CUDA again, so neither this process nor the horse does: the trainer is
-a fresh process. What RQ 3.0 leaves open and is closed here: SIGTERM reaches the job; a heartbeat that finds Redis gone
-does not end the worker; a horse that is killed is explained in the job's record.
+a fresh process. What RQ 3.0 leaves open and is closed here: SIGTERM reaches the job; a Redis that is gone ends no
+worker, whether it trains or waits; a horse that is killed is explained in the job's record at once.
 """
 
 import logging
 import os
+import secrets
 import signal
 import socket
+import time
+from datetime import datetime
+from types import FrameType
 from typing import Any
 
 from redis.exceptions import RedisError
-from rq import Queue, Worker
+from rq import Worker
 from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from jobs import workers
 from jobs.errors import FailureReason, IllegalTransition, JobNotFound, StaleAttempt
 from jobs.queue import DeliveryJob
-from jobs.record import Failure
-from jobs.status import Status
+from jobs.record import Failure, now
+from jobs.settings import Settings
 from jobs.store import Store
+from jobs.workers import WorkerInfo
 from worker import attempt, stop  # noqa: F401  (imported before the fork, so that every horse starts at once)
+from worker.gpus import gpu_names
 from worker.lifeline import die_with_parent
 
 log = logging.getLogger(__name__)
+
+RESTART_WAIT_S = 2.0
+"""Before RQ's loop is entered again, when it ended because of Redis."""
 
 
 class AttemptWorker(Worker):
     """RQ's forking worker, on one queue, with loraq's manners."""
 
     store: Store
+    settings: Settings
+    gpus: tuple[str, ...]
+    started_at: datetime
+
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether SIGTERM or Ctrl-C came."""
+        return self._shutdown_requested_date is not None
+
+    # -- stopping -----------------------------------------------------------------------------------------------------
 
     def handle_warm_shutdown_request(self) -> None:
         """Pass the first SIGTERM on: the attempt stops its trainer and gives the job back, then this process ends."""
@@ -39,10 +59,44 @@ class AttemptWorker(Worker):
         if self.horse_pid:
             os.kill(self.horse_pid, signal.SIGTERM)
 
+    def set_shutdown_requested_date(self) -> None:
+        """Tell RQ's dashboard. Not while Redis is gone: the horse still has its grace period."""
+        try:
+            super().set_shutdown_requested_date()
+        except RedisError as error:
+            log.warning("Redis was not told of the shutdown: %s", error)
+
+    def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
+        """The second SIGTERM: end at once, and give the job back. What is lost is what came after its checkpoint."""
+        try:
+            super().request_force_stop(signum, frame)
+        except SystemExit:
+            self._give_back(None)
+            raise
+
+    # -- while a horse runs -------------------------------------------------------------------------------------------
+
     def setup_work_horse_signals(self) -> None:
         """In the horse: SIGTERM becomes a flag, and the horse does not outlive its parent."""
         stop.listen()
         die_with_parent(self.pid)
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """Tell RQ, and whoever asks for `loraq workers`, that this process lives."""
+        super().heartbeat(timeout, pipeline=pipeline)
+        if not self.is_horse:
+            workers.announce(
+                self.store.redis,
+                WorkerInfo(
+                    name=self.name,
+                    host=socket.gethostname(),
+                    pid=os.getpid(),
+                    queue=self.store.queue.name,
+                    gpus=self.gpus,
+                    started_at=self.started_at,
+                    seen_at=now(),
+                ),
+            )
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         """Tell RQ that the horse runs; a Redis outage is waited out, not died of."""
@@ -51,27 +105,48 @@ class AttemptWorker(Worker):
         except RedisError as error:
             log.warning("RQ's heartbeat found Redis gone, and will be made again: %s", error)
 
+    def monitor_work_horse(self, job: Job, queue: Any, execution: Execution) -> None:
+        """Wait for the horse; Redis may be gone when it ends."""
+        try:
+            super().monitor_work_horse(job, queue, execution)
+        except RedisError as error:
+            log.warning("RQ was not told how the horse ended: %s", error)
+
     def handle_work_horse_killed(self, job: Job, retpid: Any, ret_val: Any, rusage: Any) -> None:
         """A horse ended without reporting: say so in the record, which still shows it at work."""
-        job_id, number = str(job.args[0]), int(job.id.rpartition("_")[2])
         name = (
             signal.Signals(os.WTERMSIG(ret_val)).name
             if os.WIFSIGNALED(ret_val)
             else f"code {os.waitstatus_to_exitcode(ret_val)}"
         )
-        message = f"The attempt's process was ended by {name} before it could report. Submit the job again."
+        message = f"The attempt's process was ended by {name} before it could report."
+        self._give_back(Failure(reason=FailureReason.CRASHED, message=message))
+
+    def _give_back(self, failure: Failure | None) -> None:
+        """End the attempt that this worker still holds, if any. If Redis is gone, the reaper will."""
         try:
-            self.store.move(job_id, number, Status.FAILED, Failure(reason=FailureReason.CRASHED, message=message))
+            held = self.store.held_by(self.name)
+            if held is not None:
+                self.store.give_back(*held, failure)
         except (StaleAttempt, IllegalTransition, JobNotFound) as error:
-            log.info("A horse of job %s was ended by %s, after it had reported: %s", job_id, name, error)
+            log.info("The attempt had been ended already: %s", error)
+        except RedisError as error:
+            log.warning("The attempt is left to the reaper, Redis does not answer: %s", error)
+
+    def register_death(self) -> None:
+        """Say good-bye, unless Redis is gone: then it forgets this worker by itself."""
+        try:
+            workers.leave(self.store.redis, self.name)
+            super().register_death()
+        except RedisError as error:
+            log.warning("Redis was not told of the worker's end: %s", error)
 
 
-def open_worker(store: Store) -> AttemptWorker:
-    """The worker on the store's queue, named for this machine and process."""
-    queue: Queue = store.queue
+def open_worker(store: Store, settings: Settings) -> AttemptWorker:
+    """A worker on the store's queue, named for this machine and process."""
     worker = AttemptWorker(
-        [queue],
-        name=f"{socket.gethostname()}-{os.getpid()}",
+        [store.queue],
+        name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}",
         connection=store.redis,
         job_class=DeliveryJob,
         serializer=JSONSerializer,
@@ -79,5 +154,20 @@ def open_worker(store: Store) -> AttemptWorker:
         maintenance_interval=60,
         worker_ttl=90,
     )
-    worker.store = store
+    worker.store, worker.settings = store, settings
+    worker.gpus, worker.started_at = gpu_names(), now()
     return worker
+
+
+def work(store: Store, settings: Settings) -> None:
+    """Work off the queue until SIGTERM. RQ's loop ends whenever Redis fails it in a way it does not expect."""
+    while True:
+        try:
+            worker = open_worker(store, settings)
+            worker.work(logging_level="WARNING")
+            if worker.told_to_stop:
+                return
+            log.warning("RQ's loop has ended, and is begun again")
+        except RedisError as error:
+            log.warning("Redis does not answer at LORAQ_REDIS_URL, trying again: %s", error)
+        time.sleep(RESTART_WAIT_S)

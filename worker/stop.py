@@ -2,9 +2,11 @@
 
 import signal
 import threading
+import time
 from types import FrameType
 
 requested = threading.Event()
+_requested_at = 0.0
 
 
 def listen() -> None:
@@ -13,5 +15,13 @@ def listen() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def seconds_ago() -> float:
+    """How long ago the first request came; 0 before one."""
+    return time.monotonic() - _requested_at if requested.is_set() else 0.0
+
+
 def _request(_signum: int, _frame: FrameType | None) -> None:
+    global _requested_at
+    if not requested.is_set():
+        _requested_at = time.monotonic()
     requested.set()

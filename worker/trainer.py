@@ -31,6 +31,7 @@ was killed.
 """
 
 import argparse
+import faulthandler
 import json
 import logging
 import os
@@ -80,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", type=Path, help="CONFIG.json, a TrainerConfig")
     parser.add_argument("--parent", type=int, help="process id of the process that is to be obeyed")
     options = parser.parse_args(arguments)
+    faulthandler.register(signal.SIGUSR1)  # whoever finds it hanging asks for a traceback
     emit = Facts(_take_stdout())
     stop_requested = StopSignal()
     die_with_parent(options.parent)

@@ -23,6 +23,8 @@ EXPIRES_S = 3600
 def list_artifacts(owner: OwnerDep, services: ServicesDep, job_id: str) -> Artifacts:
     """What the job left: weights, pictures, curves and logs. All of it or nothing: there is no half output."""
     record = services.store.get(job_id, owner)
+    if record.status is not Status.SUCCEEDED:
+        raise NoArtifactsYet(_why_none(record))
     folder = S3Uri.parse(record.output_uri)
     try:
         manifest = Manifest.model_validate_json(services.storage.read(folder / MANIFEST_NAME))
@@ -33,7 +35,12 @@ def list_artifacts(owner: OwnerDep, services: ServicesDep, job_id: str) -> Artif
         committed_at=manifest.committed_at,
         expires_at=now() + timedelta(seconds=EXPIRES_S),
         files=tuple(
-            Artifact(**file.model_dump(), url=services.storage.presign_get(folder / file.path, EXPIRES_S))
+            Artifact(
+                path=file.path,
+                size_bytes=file.size_bytes,
+                sha256=file.sha256,
+                url=services.storage.presign_get(folder / file.stored_as, EXPIRES_S),
+            )
             for file in manifest.files
         ),
     )

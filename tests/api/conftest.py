@@ -13,7 +13,7 @@ from api.app import create_app
 from api.auth import create_token
 from api.client import Loraq
 from api.servers import RedisServer, free_port
-from jobs.manifest import MANIFEST_NAME, describe_folder
+from jobs.manifest import MANIFEST_NAME, manifest_of
 from jobs.record import Failure, JobRecord
 from jobs.settings import Settings
 from jobs.status import Status
@@ -104,10 +104,10 @@ def end_job(store: Store, storage: Storage, tmp_path: Path) -> Callable[..., Job
         for name, content in (files or {"lora.safetensors": b"weights"}).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        manifest = describe_folder(folder, job_id, 1)
+        manifest = manifest_of(folder, job_id, 1)
         output = S3Uri.parse(record.output_uri)
         for file in manifest.files:
-            storage.upload(folder / file.path, output / file.path)
+            storage.upload(folder / file.path, output / file.stored_as)
         storage.write(output / MANIFEST_NAME, manifest.model_dump_json().encode())
         return store.move(job_id, 1, Status.SUCCEEDED)
 

@@ -31,7 +31,7 @@ def test_a_submission_is_record_index_event_and_delivery(store, make_spec):
 
 
 def test_a_submission_that_fails_half_way_leaves_nothing(store, make_spec, monkeypatch):
-    monkeypatch.setattr(store, "_deliver", lambda *_: 1 / 0)  # the last write of the transaction
+    monkeypatch.setattr(store, "_enter", lambda *_: 1 / 0)  # the last write of the transaction
 
     with pytest.raises(ZeroDivisionError):
         store.submit(JobRecord.create("me", make_spec()), "key")
@@ -97,11 +97,11 @@ def test_a_final_job_stays_as_it_is(store, make_spec):
         store.change(job.id, lambda record: advance(record, Status.QUEUED))
 
 
-def test_high_priority_goes_to_the_front(store, make_spec):
+def test_high_priority_goes_before_the_owner_s_others(store, make_spec):
     normal = store.submit(JobRecord.create("me", make_spec()))
     high = store.submit(JobRecord.create("me", make_spec(priority="high")))
 
-    assert store.queue.job_ids == [f"{high.id}_1", f"{normal.id}_1"]
+    assert [store.next_turn(f"worker-{n}").id for n in (1, 2)] == [high.id, normal.id]
 
 
 def test_pages_hold_every_job_once_newest_first(store, make_spec):

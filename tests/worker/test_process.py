@@ -19,7 +19,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def start(program: str) -> list[dict]:
         monkeypatch.setattr(process.subprocess, "Popen", lambda _, **how: popen([sys.executable, "-c", program], **how))
-        with TrainerProcess(tmp_path / "config.json", tmp_path / "train.log", grace_s=5, cpu_threads=3) as trainer:
+        with TrainerProcess(tmp_path / "config.json", tmp_path / "train.log", cpu_threads=3) as trainer:
             return [fact for fact in trainer.facts(every_s=5) if fact is not None]
 
     return start

@@ -16,13 +16,23 @@ def test_parent_and_horse_import_no_torch():
 
 
 @pytest.mark.integration
-def test_one_queue_a_worker(store):
-    assert open_worker(store).queues == [store.queue]
+def test_one_queue_a_worker(store, settings):
+    assert open_worker(store, settings).queues == [store.queue]
 
 
 @pytest.mark.parametrize(
     "name",
-    ["handle_warm_shutdown_request", "setup_work_horse_signals", "maintain_heartbeats", "handle_work_horse_killed"],
+    [
+        "handle_warm_shutdown_request",
+        "set_shutdown_requested_date",
+        "request_force_stop",
+        "setup_work_horse_signals",
+        "heartbeat",
+        "maintain_heartbeats",
+        "monitor_work_horse",
+        "handle_work_horse_killed",
+        "register_death",
+    ],
 )
 def test_what_is_overridden_is_there_in_rq(name):
     """RQ is pinned, and these are its insides: a new version that renames one must not pass unseen."""

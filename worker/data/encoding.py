@@ -3,11 +3,13 @@
 Shapes: h and w are an eighth of the bucket size, t and p the widths of text_embeds and pooled_text_embeds.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from worker.data.buckets import Cut, pixel_values
@@ -15,9 +17,13 @@ from worker.data.cache import Cache
 from worker.data.dataset import Picture
 from worker.data.pictures import open_picture
 from worker.errors import BaseModelInvalid, NanLoss
-from worker.model.text_encoders import TextEncoders, load_text_encoders
 from worker.model.vae import encode, load_vae
 from worker.model.weights import BaseModel
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    from worker.model.text_encoders import TextEncoders
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,10 @@ def encode_captions(
         path = cache.path("captions", caption=caption, encoders=base.text_encoders_sha256, dtype=str(dtype))
         cached = cache.load(path)
         if cached is None:
-            encoders = encoders or load_text_encoders(base, device, dtype)
+            if encoders is None:
+                from worker.model.text_encoders import load_text_encoders  # imports transformers: needed only here
+
+                encoders = load_text_encoders(base, device, dtype)
             text_embeds, pooled_text_embeds = encoders.encode([caption])
             cached = {"text_embeds": text_embeds[0].cpu(), "pooled_text_embeds": pooled_text_embeds[0].cpu()}
             if not all(tensor.isfinite().all() for tensor in cached.values()):

@@ -5,11 +5,13 @@ https://arxiv.org/abs/2206.00364, algorithm 2 without churn; Ho and Salimans 202
 equation 6.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,6 +20,9 @@ from worker.model.conditioning import time_ids
 from worker.model.schedule import NoiseSchedule
 from worker.model.vae import decode
 from worker.seeds import generator
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 LATENT_SIDE_PX = 8  # picture pixels a latent
 

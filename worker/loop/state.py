@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from worker.errors import TrainerError
+from worker.errors import CheckpointInvalid, ResumeRefused
 from worker.loop.train import TrainState
 from worker.lora.inject import LoRA
 
@@ -63,7 +63,8 @@ def load_state(folder: Path, lora: LoRA, state: TrainState, identity: Mapping[st
     """Bring the adapter and `state` (from TrainState.begin) to where a checkpoint left them.
 
     Raises:
-        TrainerError: the checkpoint is incomplete or damaged, or belongs to another training. Nothing is changed then.
+        CheckpointInvalid: the checkpoint is incomplete or damaged.
+        ResumeRefused: it belongs to another training. In both cases nothing is changed.
     """
     index = _read_index(folder)
     wanted = json.loads(json.dumps(identity))  # as it reads after a round trip: lists for tuples
@@ -71,7 +72,7 @@ def load_state(folder: Path, lora: LoRA, state: TrainState, identity: Mapping[st
     changed = [key for key in keys if wanted.get(key) != index["identity"].get(key)]
     if changed:
         changes = "; ".join(f"{key} was {index['identity'].get(key)} and is {wanted.get(key)}" for key in changed)
-        raise TrainerError(f"{folder.name} belongs to another training: {changes}. Start anew, or undo the change.")
+        raise ResumeRefused(f"{folder.name} belongs to another training: {changes}. Start anew, or undo the change.")
     lora.load_state_dict(safetensors.torch.load_file(folder / "lora.safetensors"))
     if state.ema:
         for name, weight in safetensors.torch.load_file(folder / "ema.safetensors").items():
@@ -93,9 +94,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
         damaged = [name for name, stored in index["files"].items() if _fingerprint(folder / name) != stored]
     except (OSError, ValueError, KeyError) as error:
-        raise TrainerError(f"{folder} is no whole checkpoint ({error}): go on from an older one.") from error
+        raise CheckpointInvalid(f"{folder} is no whole checkpoint ({error}): go on from an older one.") from error
     if damaged:
-        raise TrainerError(f"{folder} is damaged ({', '.join(damaged)}): go on from an older one.")
+        raise CheckpointInvalid(f"{folder} is damaged ({', '.join(damaged)}): go on from an older one.")
     return index
 
 

@@ -199,8 +199,11 @@ def _due(step: int, every_n_steps: int | None) -> bool:
 
 def _cut_captions(dataset: Dataset) -> list[str]:
     """A warning if captions lose their ends, because the text encoders take 77 tokens with start and end."""
+    suspects = [p for p in dataset.pictures if len(p.caption.encode()) + 2 > MAX_TOKENS]  # a token has a byte at least
+    if not suspects:
+        return []
     tokenizer = load_tokenizer(END)
-    long = [p.name for p in dataset.pictures if len(tokenizer.tokenize(p.caption)) + 2 > MAX_TOKENS]
+    long = [p.name for p in suspects if len(tokenizer.tokenize(p.caption)) + 2 > MAX_TOKENS]
     shown = ", ".join(long[:10]) + (", …" if len(long) > 10 else "")
     return [f"{len(long)} captions are longer than {MAX_TOKENS} tokens and were cut: {shown}."] if long else []
 

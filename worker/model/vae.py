@@ -5,13 +5,19 @@ It is diffusers' own, frozen and peripheral. Shapes: b batch, H and W picture pi
 Source: Podell et al. 2023, "SDXL" (arXiv:2307.01952), section 2.4.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from worker.errors import BaseModelInvalid
 from worker.model.base_model import BaseModel
 from worker.model.weights import load_part
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 
 def load_vae(base: BaseModel, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
@@ -21,6 +27,9 @@ def load_vae(base: BaseModel, device: torch.device | str, dtype: torch.dtype) ->
         ValueError: `dtype` is FP16, in which SDXL's VAE overflows.
         BaseModelInvalid: the weights or the config are not those of SDXL's VAE.
     """
+    # Seconds to import, and an attempt that finds all latents in the cache needs none of it.
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
     if dtype == torch.float16:
         raise ValueError("SDXL's VAE overflows in FP16 and gives black pictures: load it in BF16 or FP32.")
     config = base.configs["vae"]

@@ -3,11 +3,14 @@
 Both text encoders of SDXL split text alike; they differ only in how they fill a short caption up to 77 tokens.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import CLIPTokenizer
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 FOLDER = Path(__file__).parent
 MAX_TOKENS = 77  # with the marks of start and end; the length of CLIP's position table
@@ -16,6 +19,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 def load_tokenizer(pad_token: str) -> CLIPTokenizer:
     """Return the tokenizer that fills captions with `pad_token`: END for text encoder 1, "!" for text encoder 2."""
+    from transformers import CLIPTokenizer  # a second to import
+
     vocab = json.loads((FOLDER / "vocab.json").read_text(encoding="utf-8"))
     lines = (FOLDER / "merges.txt").read_text(encoding="utf-8").splitlines()
     merges: Any = [tuple(line.split()) for line in lines[1:]]  # the first line is a version

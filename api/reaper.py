@@ -1,0 +1,150 @@
+"""`python -m api.reaper`: gives back what dead workers held, and wakes what waits. It depends on no idle worker.
+
+An attempt is lost when its heartbeat has not *changed* for `lease_s` by this process's own clock. So no clock is
+compared with another's, and an outage of Redis, in which nobody could report, ends no attempt: what was seen before it
+counts for nothing afterwards. Every change it makes is a compare-and-set with the attempt's number: a reaper that wakes
+from a long sleep, or two at once, can do no harm; a lock keeps the second one idle.
+"""
+
+# pyright: reportUnknownMemberType=false
+# redis-py types its methods in part.
+
+import logging
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+
+from redis.exceptions import LockError, RedisError
+
+from api.logs import set_up_logging
+from jobs import turns
+from jobs.errors import FailureReason, IllegalTransition, JobNotFound, StaleAttempt
+from jobs.record import Failure
+from jobs.settings import Settings
+from jobs.store import RUNNING, Store, open_store
+
+log = logging.getLogger(__name__)
+
+LOCK = "loraq:reaper"
+LOCK_LIVES_FOR_TICKS = 4
+
+
+class Reaper:
+    """One reaper. At most one of many works at a time.
+
+    Args:
+        store: all jobs.
+        lease_s: how long an attempt may be silent.
+        every_s: how often it looks.
+    """
+
+    def __init__(self, store: Store, lease_s: float, every_s: float) -> None:
+        self._store = store
+        self._lease_s = lease_s
+        self._every_s = every_s
+        # Owner-checked, and it expires: a reaper that dies with it holds up the next for a few ticks only.
+        self._lock = store.redis.lock(LOCK, timeout=LOCK_LIVES_FOR_TICKS * every_s + 1, blocking=False)
+        self._seen: dict[str, tuple[float, float]] = {}  # job id: its heartbeat, and when that was first seen
+        self._ticked_s = time.monotonic()
+        self._short_of_tickets = False
+
+    def run(self, stop: threading.Event) -> None:
+        """Look every `every_s` seconds until `stop` is set; a Redis that is gone is waited for."""
+        gone = False
+        while not stop.wait(self._every_s):
+            try:
+                if self._may_work():
+                    self.tick()
+                if gone:
+                    log.warning("Redis is back")
+                gone = False
+            except RedisError as error:
+                if not gone:
+                    log.warning("Redis is gone: %s", error)
+                gone = True
+                self._seen.clear()
+        self._leave()
+
+    def tick(self) -> None:
+        """Look once."""
+        at_s = time.monotonic()
+        if at_s - self._ticked_s > 3 * self._every_s + 1:  # this process slept: what it saw is stale
+            self._seen.clear()
+        self._ticked_s = at_s
+        self._give_back_lost(at_s)
+        for job_id in turns.due(self._store.redis):
+            self._store.wake(job_id)
+        self._add_missing_tickets()
+
+    def _may_work(self) -> bool:
+        try:
+            if self._lock.owned():
+                return bool(self._lock.reacquire())
+        except LockError:
+            pass  # it expired between the two questions
+        self._seen.clear()
+        return bool(self._lock.acquire())
+
+    def _leave(self) -> None:
+        try:
+            if self._lock.owned():
+                self._lock.release()
+        except (LockError, RedisError):
+            pass  # it expires
+
+    def _give_back_lost(self, at_s: float) -> None:
+        running = self._store.running()
+        for job_id, heartbeat in running.items():
+            if self._seen.get(job_id, (None, 0))[0] != heartbeat:
+                self._seen[job_id] = (heartbeat, at_s)
+        self._seen = {job_id: seen for job_id, seen in self._seen.items() if job_id in running}
+        for job_id, (_, since_s) in self._seen.items():
+            if at_s - since_s >= self._lease_s:
+                self._give_back(job_id)
+
+    def _give_back(self, job_id: str) -> None:
+        try:
+            record = self._store.get(job_id)
+            if not record.status.running or record.attempt is None:
+                self._store.redis.zrem(RUNNING, job_id)
+                return
+            message = (
+                f"Worker {record.attempt.worker} fell silent for {self._lease_s:.0f} s: "
+                "it was killed, froze, or its machine or network went away."
+            )
+            failure = Failure(reason=FailureReason.WORKER_LOST, message=message)
+            after = self._store.give_back(job_id, record.attempt.number, failure)
+            log.warning("Attempt %d at job %s is lost; the job is %s", record.attempt.number, job_id, after.status)
+        except JobNotFound:
+            self._store.redis.zrem(RUNNING, job_id)
+        except (StaleAttempt, IllegalTransition) as error:
+            log.info("Job %s moved meanwhile: %s", job_id, error)
+
+    def _add_missing_tickets(self) -> None:
+        """Tickets die with a worker that was killed between taking one and claiming. Twice short means lost."""
+        missing = self._store.missing_tickets()
+        if missing and self._short_of_tickets:
+            log.warning("The queue lacks %d tickets: adding them", missing)
+            self._store.add_tickets(missing)
+        self._short_of_tickets = bool(missing) and not self._short_of_tickets
+
+
+def main() -> int:
+    """Run the reaper until SIGTERM. Returns the exit code."""
+    set_up_logging()
+    stop = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    settings = Settings()
+    Reaper(open_store(settings), settings.lease_s, settings.reap_every_s).run(stop)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Whose turn it is: fair between owners, by priority and age within one owner's jobs.
+
+What a worker takes from the RQ queue is a ticket: the right to one turn. Which job has it is decided when the ticket is
+used, so that one owner's thousand jobs, submitted first, do not stand before another's one. As many tickets as waiting
+jobs lie in the queue; one too many does nothing, and one too few is noticed by the reaper.
+
+Keys:
+    loraq:turns             owners, by when a job of theirs last began (seconds since 1970; 0 for never)
+    loraq:waiting:{owner}   ids of jobs that wait for a turn; score 0 for high priority, 1 for normal, then by age
+    loraq:delayed           ids of jobs that wait out a failure, by when they may be tried again
+"""
+
+# pyright: reportUnknownMemberType=false
+# redis-py types its methods in part.
+
+import time
+from dataclasses import dataclass
+from typing import cast
+
+from redis import Redis
+from redis.client import Pipeline
+
+from jobs.record import JobRecord
+from jobs.status import Status
+
+TURNS = "loraq:turns"
+DELAYED = "loraq:delayed"
+
+_RUNNING = tuple(status for status in Status if status.running)
+
+
+def waiting_key(owner: str) -> str:
+    """The Redis key of an owner's waiting jobs."""
+    return f"loraq:waiting:{owner}"
+
+
+def index_key(owner: str, status: Status | None) -> str:
+    """The Redis key of an owner's jobs at `status`, or of all of them."""
+    return f"loraq:jobs:{owner}:{status}" if status else f"loraq:jobs:{owner}"
+
+
+def enter(pipeline: "Pipeline", record: JobRecord) -> bool:
+    """Let a queued job wait, inside the caller's transaction. Returns whether it needs a ticket now."""
+    if record.not_before is not None:
+        pipeline.zadd(DELAYED, {record.id: record.not_before.timestamp()})
+        return False
+    pipeline.zadd(waiting_key(record.owner), {record.id: 0 if record.spec.priority == "high" else 1})
+    pipeline.zadd(TURNS, {record.owner: 0}, nx=True)
+    return True
+
+
+def leave(pipeline: "Pipeline", record: JobRecord) -> None:
+    """Take a job that waits no more out, inside the caller's transaction."""
+    pipeline.zrem(waiting_key(record.owner), record.id)
+    pipeline.zrem(DELAYED, record.id)
+
+
+def take(pipeline: "Pipeline", record: JobRecord) -> None:
+    """Note that this job had its owner's turn, inside the caller's transaction."""
+    leave(pipeline, record)
+    pipeline.zadd(TURNS, {record.owner: time.time()})
+
+
+def due(redis: "Redis") -> list[str]:
+    """Ids of delayed jobs whose wait is over."""
+    return [each.decode() for each in cast(list[bytes], redis.zrangebyscore(DELAYED, 0, time.time()))]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Where one owner stands."""
+
+    name: str
+    served_at: float  # seconds since 1970
+    waiting: int
+    running: int
+
+    def may_begin(self, max_running: int | None) -> int:
+        """How many of the waiting jobs could begin now, with workers enough."""
+        return self.waiting if max_running is None else max(0, min(self.waiting, max_running - self.running))
+
+
+def owners(redis: "Redis") -> list[Owner]:
+    """Every owner who ever submitted, in two round trips."""
+    served = cast(list[tuple[bytes, float]], redis.zrange(TURNS, 0, -1, withscores=True))
+    with redis.pipeline(transaction=False) as pipeline:
+        for name, _ in served:
+            pipeline.zcard(waiting_key(name.decode()))
+            for status in _RUNNING:
+                pipeline.zcard(index_key(name.decode(), status))
+        counts = cast(list[int], pipeline.execute())
+    each = len(_RUNNING) + 1
+    return [
+        Owner(name.decode(), served_at, counts[i * each], sum(counts[i * each + 1 : (i + 1) * each]))
+        for i, (name, served_at) in enumerate(served)
+    ]
+
+
+def next_job(redis: "Redis", max_running: int | None) -> tuple[str, str] | None:
+    """(owner, job id) whose turn it is: the owner with fewest running jobs, then the one who waited longest."""
+    ready = [owner for owner in owners(redis) if owner.may_begin(max_running)]
+    for owner in sorted(ready, key=lambda owner: (owner.running, owner.served_at)):
+        first = cast(list[bytes], redis.zrange(waiting_key(owner.name), 0, 0))
+        if first:
+            return owner.name, first[0].decode()
+    return None
+
+
+def tickets_wanted(redis: "Redis", max_running: int | None) -> int:
+    """How many tickets should lie in the queue."""
+    return sum(owner.may_begin(max_running) for owner in owners(redis))

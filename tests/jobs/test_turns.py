@@ -1,0 +1,90 @@
+"""Whose turn it is: fair between owners, within limits, and no turn is lost."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from jobs import turns
+from jobs.errors import FailureReason
+from jobs.record import Failure, JobRecord
+from jobs.status import Status
+from jobs.store import Store
+
+pytestmark = pytest.mark.integration
+
+CRASH = Failure(reason=FailureReason.CRASHED, message="It crashed.")
+
+
+@pytest.fixture
+def submit(store, make_spec):
+    """Submits a job for an owner."""
+    return lambda owner, **changes: store.submit(JobRecord.create(owner, make_spec(**changes)))
+
+
+def test_a_thousand_jobs_of_one_owner_do_not_stand_before_another_s_one(store, submit):
+    many = [submit("alice").id for _ in range(1000)]
+    one = submit("bob")
+
+    first, second, third = (store.next_turn(f"worker-{n}") for n in range(3))
+
+    assert (first.id, second.id, third.id) == (many[0], one.id, many[1])
+
+
+def test_owners_take_turns_by_who_was_served_longest_ago(store, submit):
+    for owner in ("alice", "alice", "bob", "bob"):
+        submit(owner)
+    order = []
+    for n in range(4):
+        record = store.next_turn(f"worker-{n}")
+        order.append(record.owner)
+        store.move(record.id, 1, Status.CANCELLED)  # so that none runs
+
+    assert order == ["alice", "bob", "alice", "bob"]
+
+
+def test_an_owner_s_limit_holds_also_when_many_workers_ask_at_once(store, submit):
+    limited = Store(store.redis, store.queue, max_running_per_owner=2)
+    for _ in range(6):
+        submit("alice")
+    with ThreadPoolExecutor(6) as pool:
+        begun = [record for record in pool.map(limited.next_turn, map(str, range(6))) if record is not None]
+
+    assert len(begun) == 2
+    assert turns.tickets_wanted(store.redis, 2) == 0
+    limited.move(begun[0].id, 1, Status.CANCELLED)
+    assert limited.next_turn("again") is not None
+
+
+def test_a_job_that_failed_waits_before_its_next_turn(store, submit):
+    store.retries = type(store.retries)(wait_s_first=0.4)
+    job = submit("me")
+    store.give_back(store.next_turn("worker").id, 1, CRASH)
+
+    assert store.get(job.id).status is Status.QUEUED
+    assert store.next_turn("worker") is None
+    assert store.claim(job.id, "worker") is None
+    deadline = time.monotonic() + 5
+    while not turns.due(store.redis):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    store.wake(job.id)
+    assert store.queue.job_ids[-1] == f"{job.id}_2"
+    assert store.next_turn("worker").id == job.id
+
+
+def test_a_ticket_that_died_with_its_worker_is_missed(store, submit):
+    submit("me")
+    store.queue.empty()
+
+    assert store.missing_tickets() == 1
+    store.add_tickets(1)
+    assert (store.missing_tickets(), store.queue.count) == (0, 1)
+
+
+def test_cancelling_a_waiting_job_takes_its_ticket_back(store, submit):
+    job = submit("me")
+    store.request_cancel(job.id)
+
+    assert store.queue.count == 0
+    assert store.next_turn("worker") is None
