@@ -17,6 +17,7 @@ from api.cli_events import line
 from api.cli_follow import follow
 from api.cli_output import EXIT_CODES, ExitCode, Output, printable
 from api.cli_up import up
+from api.cli_workers import workers
 from api.client import Loraq
 from api.dataset_folder import read_dataset_folder
 from jobs.settings import Settings
@@ -36,6 +37,7 @@ app = typer.Typer(
 token_app = typer.Typer(help="For operators: tokens, which name an owner.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
 app.command()(up)
+app.command()(workers)
 
 SpecFile = Annotated[
     typer.FileBinaryRead, typer.Argument(metavar="SPEC", help="YAML or JSON file; - reads standard input.")
@@ -137,6 +139,19 @@ def cancel(job: JobId, as_json: AsJson = False) -> None:
         else:
             asked = "was asked to stop" if cancelled.status.running else f"is {cancelled.status}"
             output.out.print(f"Job {job} {asked}.")
+
+
+@app.command()
+def retry(job: JobId, as_json: AsJson = False) -> None:
+    """Submit a failed or cancelled job anew, as a new job that goes on from the old one's newest checkpoint."""
+    output = Output(as_json)
+    with output.explained(), connect() as loraq:
+        again = loraq.retry(job)
+        if as_json:
+            output.json(again)
+        else:
+            output.out.print(again.id)
+            output.say(f"Job {again.id} tries {job} again.")
 
 
 @app.command()

@@ -82,7 +82,14 @@ class Output:
         rows.add_row("created", _local(job.created_at))
         for attempt in job.attempts:
             ended = f" to {_local(attempt.ended_at)}: {attempt.outcome}" if attempt.ended_at else ", running"
-            rows.add_row(f"attempt {attempt.number}", f"{_local(attempt.started_at)}{ended}, on {attempt.worker}")
+            resumed = f", from step {attempt.resumed_from_step}" if attempt.resumed_from_step else ""
+            rows.add_row(
+                f"attempt {attempt.number}", f"{_local(attempt.started_at)}{ended}, on {attempt.worker}{resumed}"
+            )
+            if attempt.failure:
+                rows.add_row("", f"{attempt.failure.reason}: {printable(attempt.failure.message)}")
+        if job.not_before:
+            rows.add_row("next try", _local(job.not_before))
         rows.add_row("output", job.output_uri)
         self.out.print(rows)
 

@@ -111,6 +111,10 @@ class Loraq:
         """Cancel a job; a running one ends as soon as it can."""
         return Job.model_validate(self._send("POST", _path(job_id, "/cancel")))
 
+    def retry(self, job_id: str) -> Job:
+        """Submit a failed or cancelled job anew; it goes on from the old one's newest checkpoint."""
+        return Job.model_validate(self._send("POST", _path(job_id, "/retry")))
+
     def wait(self, job_id: str) -> Job:
         """Return when the job has ended."""
         for _ in self.events(job_id):

@@ -26,6 +26,7 @@ from jobs.errors import (
     InvalidSpec,
     JobNotFound,
     LoraqError,
+    NotRetryable,
     Problem,
     StorageError,
 )
@@ -88,6 +89,7 @@ _STATUS: dict[type[LoraqError], HTTPStatus] = {
     IdempotencyConflict: HTTPStatus.CONFLICT,
     IllegalTransition: HTTPStatus.CONFLICT,
     NoArtifactsYet: HTTPStatus.CONFLICT,
+    NotRetryable: HTTPStatus.CONFLICT,
     BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     InvalidSpec: HTTPStatus.UNPROCESSABLE_ENTITY,

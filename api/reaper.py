@@ -45,7 +45,9 @@ class Reaper:
         self._lease_s = lease_s
         self._every_s = every_s
         # Owner-checked, and it expires: a reaper that dies with it holds up the next for a few ticks only.
-        self._lock = store.redis.lock(LOCK, timeout=LOCK_LIVES_FOR_TICKS * every_s + 1, blocking=False)
+        self._lock = store.redis.lock(
+            LOCK, timeout=LOCK_LIVES_FOR_TICKS * every_s + 1, blocking=False, thread_local=False
+        )
         self._seen: dict[str, tuple[float, float]] = {}  # job id: its heartbeat, and when that was first seen
         self._ticked_s = time.monotonic()
         self._short_of_tickets = False

@@ -31,7 +31,11 @@ class Job(View):
     status: Status
     created_at: datetime
     updated_at: datetime
+    not_before: datetime | None = Field(
+        default=None, description="When a job that waits after a failed attempt is tried again; null: when it can be."
+    )
     cancel_requested_at: datetime | None = None
+    retry_of: tuple[str, ...] = Field(default=(), description="The jobs that this one tries again, newest first.")
     attempts: tuple[Attempt, ...] = ()
     progress: Progress | None = Field(default=None, description="Where the newest attempt stands; null before one.")
     failure: Failure | None = Field(default=None, description="Why the job failed; null unless it did.")

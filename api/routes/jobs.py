@@ -1,4 +1,4 @@
-"""/v1/jobs: submit, validate, list, look at and cancel."""
+"""/v1/jobs: submit, validate, list, look at, cancel and retry."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from api.bodies import spec_body, submitted_spec
 from api.deps import OwnerDep, ServicesDep
 from api.openapi import SPEC_BODY, problems
 from api.schemas import Job, JobPage, JobSummary, ValidSpec
-from jobs.record import JobRecord
+from jobs.record import JobRecord, now
 from jobs.spec import LoRASpec
 from jobs.status import Status
 
@@ -91,6 +91,24 @@ def cancel(owner: OwnerDep, services: ServicesDep, job_id: str, response: Respon
     record = services.store.request_cancel(job_id, owner)
     if record.status.running:
         response.status_code = 202
+    return _view(services, record)
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    status_code=201,
+    responses={
+        200: {"model": Job, "description": "It was asked for before: this is the job that it made."},
+        **problems(401, 404, 409, 422, 503),
+    },
+)
+def retry(owner: OwnerDep, services: ServicesDep, job_id: str, response: Response) -> Job:
+    """Submit a failed or cancelled job anew, as a new job: it goes on from the old one's newest checkpoint."""
+    asked_at = now()
+    record = services.store.retry(job_id, owner)
+    if record.created_at < asked_at:
+        response.status_code = 200
+    response.headers["Location"] = f"/v1/jobs/{record.id}"
     return _view(services, record)
 
 

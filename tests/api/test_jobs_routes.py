@@ -236,3 +236,21 @@ def _post(
     given = who | ({"Content-Type": media_type} if media_type else {})
     given |= {"Idempotency-Key": key} if key else {}
     return httpx.post(f"{url}{path}", content=body, headers=given | (headers or {}), timeout=30)  # type: ignore[arg-type]
+
+
+def test_retry_makes_one_new_job_of_an_ended_one(
+    loraq: Loraq, client_of: MakeClient, make_spec: MakeSpec, end_job: EndJob
+) -> None:
+    job = loraq.submit(make_spec())
+    with pytest.raises(ApiError) as refused:
+        loraq.retry(job.id)
+    assert (refused.value.status, refused.value.code) == (409, "not_retryable")
+    end_job(job.id, Status.FAILED)
+
+    again = loraq.retry(job.id)
+
+    assert (again.status, again.retry_of, again.spec) == (Status.QUEUED, (job.id,), job.spec)
+    assert loraq.retry(job.id).id == again.id
+    assert loraq.get(job.id).status is Status.FAILED
+    with pytest.raises(ApiError, match="no job"):
+        client_of("bob").retry(job.id)

@@ -88,8 +88,6 @@ def test_text_that_is_no_spec_is_explained(text, says):
         ("memory", {"budget_gib": 4}, "memory.budget_gib"),
         ("memory", {"base_dtype": "int8"}, "memory.base_dtype"),
         ("memory", {"streamed_blocks": 60}, "memory.streamed_blocks"),
-        ("checkpoints", {"every_n_steps": 250}, "checkpoints.every_n_steps"),
-        ("checkpoints", {"keep": 3}, "checkpoints.keep"),
         ("webhook", "https://example.com/hook", "webhook"),
     ],
 )
