@@ -1,5 +1,8 @@
 """`loraq workers`: which workers there are, for operators."""
 
+# pyright: reportUnknownMemberType=false
+# redis-py types its methods in part.
+
 from datetime import UTC, datetime
 from typing import Annotated
 

@@ -26,7 +26,7 @@ EVENTS: list[tuple[Kind, dict[str, Any], str]] = [
         "step 3/10, loss 0.1235, 2.00 s",
     ),
     ("sample", {"step": 3, "path": "samples/a.png"}, "drew samples/a.png"),
-    ("checkpoint", {"step": 3, "path": "checkpoints/a"}, "saved checkpoints/a"),
+    ("checkpoint", {"step": 3, "seconds": 0.1}, "checkpoint of step 3 is in the bucket"),
     ("warning", {"message": "Clamped."}, "warning: Clamped."),
 ]
 

@@ -134,7 +134,7 @@ def test_a_file_that_is_not_what_was_committed_never_appears(
     monkeypatch.setattr("api.transfers.sleep", lambda _: None)
     job_id = loraq.submit(make_spec()).id
     record = end_job(job_id)
-    storage.write(S3Uri.parse(record.output_uri) / "lora.safetensors", b"tampered")
+    storage.write(S3Uri.parse(record.output_uri) / "attempts/1/lora.safetensors", b"tampered")
     with pytest.raises(TransferFailed, match="SHA-256"):
         loraq.pull(job_id, tmp_path / "out")
     assert not (tmp_path / "out" / "lora.safetensors").exists()

@@ -10,6 +10,7 @@ from api.access_log import AccessLog
 from api.schemas import ProblemDetails
 from api.servers import free_port
 from jobs.errors import StorageUnavailable
+from jobs.record import JobRecord
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.storage import Storage
@@ -47,12 +48,17 @@ def test_redis_out_of_reach(serve: Callable[[Settings], str], make_settings: Cal
 
 
 def test_an_object_store_out_of_reach_is_a_503(
-    url: str, alice: dict[str, str], make_spec: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
+    url: str,
+    alice: dict[str, str],
+    make_spec: Callable[..., JobSpec],
+    monkeypatch: pytest.MonkeyPatch,
+    end_job: Callable[..., JobRecord],
 ) -> None:
     def unavailable(*_: object) -> bytes:
         raise StorageUnavailable("The object store did not answer.")
 
     job_id = httpx.post(f"{url}/v1/jobs", json=make_spec().model_dump(mode="json"), headers=alice).json()["id"]
+    end_job(job_id)
     monkeypatch.setattr(Storage, "read", unavailable)
     _problem(httpx.get(f"{url}/v1/jobs/{job_id}/artifacts", headers=alice), 503, "storage_unavailable")
 

@@ -76,7 +76,7 @@ def test_up_keeps_jobs_files_and_addresses_over_a_restart(
     up: Up, tmp_path: Path, photos: Path, make_spec: Callable[..., JobSpec]
 ) -> None:
     process, first = up()
-    assert [part["name"] for part in first["parts"]] == ["Redis", "Object store", "API"]
+    assert [part["name"] for part in first["parts"]] == ["Redis", "Object store", "API", "Reaper"]
     with _client(tmp_path / "data") as loraq:
         uri = loraq.upload_dataset(photos).uri
         job = loraq.submit(make_spec(dataset={"uri": uri}))
@@ -130,7 +130,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.mark.integration
 def test_all_parts_run_when_the_stack_is_up(running: Stack) -> None:
-    assert [part.name for part in running.parts] == ["Redis", "Object store", "API", "Worker"]
+    assert [part.name for part in running.parts] == ["Redis", "Object store", "API", "Reaper", "Worker"]
     assert all(_alive(part.pid) for part in running.parts)
 
 

@@ -34,6 +34,10 @@ def ended(record: JobRecord) -> bool:
     return record.status.final
 
 
+def waits_for_its_next_try(record: JobRecord) -> bool:
+    return record.status is Status.QUEUED and record.not_before is not None
+
+
 def manifest_of(storage, record: JobRecord) -> Manifest:
     return Manifest.model_validate_json(storage.read(S3Uri.parse(record.output_uri) / MANIFEST_NAME))
 
@@ -59,7 +63,7 @@ def test_two_jobs_in_order_each_with_one_committed_output(store, storage, worker
         "lora.safetensors", "lora_diffusers.safetensors", "loss.png", "metrics.jsonl", "spec.yaml", "train.log",
     }  # fmt: skip
     for file in manifest.files:
-        storage.download(S3Uri.parse(done.output_uri) / file.path, tmp_path / file.path)
+        storage.download(S3Uri.parse(done.output_uri) / file.stored_as, tmp_path / file.path)
         assert sha256_of(tmp_path / file.path) == file.sha256
     moves = [event.data["to"] for event in events.read(store.redis, first.id) if event.kind == "status"]
     assert moves == ["queued", "preparing", "training", "uploading", "succeeded"]
@@ -132,10 +136,10 @@ def test_a_killed_trainer_is_told_by_its_signal(store, storage, worker, submit, 
     wait_for(store, job.id, lambda record: record.status is Status.TRAINING)
     os.kill(child_of(child_of(process.pid)), signal.SIGSEGV)  # worker, horse, trainer
 
-    record = wait_for(store, job.id, ended, timeout_s=30)
+    record = wait_for(store, job.id, waits_for_its_next_try, timeout_s=30)
 
-    assert record.failure.reason is FailureReason.CRASHED
-    assert "SIGSEGV" in record.failure.message
+    assert record.attempt.failure.reason is FailureReason.CRASHED
+    assert "SIGSEGV" in record.attempt.failure.message
     assert_no_output(storage, record)
 
 
@@ -148,10 +152,10 @@ def test_a_killed_horse_is_told_and_takes_its_trainer_with_it(store, storage, wo
     trainer = child_of(horse)
     os.kill(horse, signal.SIGKILL)
 
-    record = wait_for(store, job.id, ended, timeout_s=30)
+    record = wait_for(store, job.id, waits_for_its_next_try, timeout_s=30)
 
-    assert record.failure.reason is FailureReason.CRASHED
-    assert "SIGKILL" in record.failure.message
+    assert record.attempt.failure.reason is FailureReason.CRASHED
+    assert "SIGKILL" in record.attempt.failure.message
     assert_no_output(storage, record)
     assert_gone(trainer)
     assert process.poll() is None  # the worker itself goes on
@@ -204,7 +208,7 @@ def test_refused_credentials_are_told_as_such(store, worker, submit, bucket, mak
     job = submit(make_spec(dataset={"uri": dataset}))
     worker(s3_secret_access_key=SecretStr("not-the-secret"))
 
-    record = wait_for(store, job.id, ended)
+    record = wait_for(store, job.id, waits_for_its_next_try)
 
-    assert record.failure.reason is FailureReason.STORAGE_DENIED
-    assert "LORAQ_S3_ACCESS_KEY_ID" in record.failure.message
+    assert record.attempt.failure.reason is FailureReason.STORAGE_DENIED
+    assert "LORAQ_S3_ACCESS_KEY_ID" in record.attempt.failure.message
