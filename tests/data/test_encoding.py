@@ -14,6 +14,7 @@ from worker.data.dataset import Picture, read_dataset
 from worker.data.encoding import encode_captions, encode_pictures
 from worker.data.pictures import open_picture
 from worker.errors import NanLoss
+from worker.model import text_encoders
 from worker.model.base_model import BaseModel
 from worker.model.text_encoders import load_text_encoders
 from worker.model.vae import encode, load_vae
@@ -36,8 +37,8 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From the call on, loading an encoder fails the test."""
 
     def forbid() -> None:
-        for name in ("load_vae", "load_text_encoders"):
-            monkeypatch.setattr(encoding, name, lambda *_: pytest.fail("was not cached"))
+        for module, name in ((encoding, "load_vae"), (text_encoders, "load_text_encoders")):
+            monkeypatch.setattr(module, name, lambda *_: pytest.fail("was not cached"))
 
     return forbid
 
