@@ -138,9 +138,8 @@ def main() -> int:
             failed += bool(broken)
     outcomes = ", ".join(f"{count} {status}" for status, count in sorted(chaos.outcomes.items()))
     minutes = (time.monotonic() - started_s) / 60
-    print(
-        f"{options.schedules} schedules in {minutes:.1f} min, {failed} broken; jobs: {outcomes}; {chaos.attempts} attempts"
-    )
+    print(f"{options.schedules} schedules in {minutes:.1f} min, {failed} broken.")
+    print(f"Jobs: {outcomes}, in {chaos.attempts} attempts.")
     return 1 if failed else 0
 
 
