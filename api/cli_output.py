@@ -46,7 +46,7 @@ EXIT_CODES = {
 
 STYLES = {Status.SUCCEEDED: "green", Status.FAILED: "red", Status.CANCELLED: "yellow", Status.TRAINING: "cyan"}
 
-_REFUSALS = (401, 403, 404, 409)
+_REFUSALS = (401, 403, 404, 409, 429)
 
 
 class Output:

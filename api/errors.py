@@ -29,6 +29,7 @@ from jobs.errors import (
     NotRetryable,
     Problem,
     StorageError,
+    TooManyJobs,
 )
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ _STATUS: dict[type[LoraqError], HTTPStatus] = {
     IllegalTransition: HTTPStatus.CONFLICT,
     NoArtifactsYet: HTTPStatus.CONFLICT,
     NotRetryable: HTTPStatus.CONFLICT,
+    TooManyJobs: HTTPStatus.TOO_MANY_REQUESTS,
     BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     InvalidSpec: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -115,7 +117,7 @@ def problem(request: Request, status: int, code: str, detail: str, problems: lis
     headers: dict[str, str] = {}
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="loraq"'
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         headers["Retry-After"] = str(RETRY_AFTER_S)
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         headers["Connection"] = "close"  # else the server would take in the rest, only to throw it away

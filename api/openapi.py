@@ -18,6 +18,7 @@ _WHEN = {
     413: "The body is larger than the route takes.",
     415: "The body is neither JSON nor YAML.",
     422: "What was sent is at fault: `problems` lists every field.",
+    429: "As many jobs of yours wait as may.",
     503: "Redis or the object store does not answer: try again.",
 }
 

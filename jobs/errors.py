@@ -6,6 +6,7 @@ LoraqError                    `code` is stable and may be matched by programs; t
 ├── IdempotencyConflict       the key was used before, with another body
 ├── IllegalTransition         the status table has no such arrow
 ├── StaleAttempt              another attempt holds the job now: this one may write no more
+├── TooManyJobs               so many jobs of this owner wait that no more are taken
 ├── NotRetryable              the job has not ended, or ended well: there is nothing to try again
 └── StorageError              something about the bucket
     ├── ObjectNotFound        no such object or bucket
@@ -109,6 +110,18 @@ class StaleAttempt(LoraqError):
     """Another attempt holds the job now, or the job has ended: this attempt may write no more."""
 
     code = "stale_attempt"
+
+
+class TooManyJobs(LoraqError):
+    """So many jobs of this owner wait that no more are taken."""
+
+    code = "too_many_jobs"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"{limit} jobs of yours wait, the limit (LORAQ_MAX_QUEUED_PER_OWNER). Wait until some have begun, or "
+            "cancel some."
+        )
 
 
 class NotRetryable(LoraqError):

@@ -82,6 +82,9 @@ class Settings(BaseSettings):
         default=30.0, ge=0, description="Wait before a failed job is tried again; doubles each time, with jitter."
     )
     retry_wait_max_s: float = Field(default=900.0, ge=0, description="The longest such wait.")
+    max_queued_per_owner: int = Field(
+        default=1000, ge=1, description="Jobs of one owner that may wait; more are refused with 429."
+    )
     max_running_per_owner: int | None = Field(
         default=None, ge=1, description="Jobs of one owner that run at once; the others wait. Unset: no limit."
     )

@@ -31,7 +31,7 @@ from redis.exceptions import WatchError
 from rq import Queue
 
 from jobs import events, turns
-from jobs.errors import IdempotencyConflict, JobNotFound, NotRetryable, StaleAttempt
+from jobs.errors import IdempotencyConflict, JobNotFound, NotRetryable, StaleAttempt, TooManyJobs
 from jobs.queue import deliver, open_queue, ticket_of, withdraw
 from jobs.record import Failure, JobRecord, advance, begin_attempt, give_back, now
 from jobs.retries import RetryPolicy
@@ -87,11 +87,13 @@ class Store:
         queue: Queue,
         retries: RetryPolicy | None = None,
         max_running_per_owner: int | None = None,
+        max_queued_per_owner: int | None = None,
     ) -> None:
         self.redis = redis
         self.queue = queue
         self.retries = retries or RetryPolicy()
         self.max_running_per_owner = max_running_per_owner
+        self.max_queued_per_owner = max_queued_per_owner
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -129,6 +131,7 @@ class Store:
 
         Raises:
             IdempotencyConflict: the key came with another spec before.
+            TooManyJobs: of this owner wait. Submissions at the same instant may exceed the limit by their number.
         """
         body_sha256 = hashlib.sha256(record.spec.model_dump_json().encode()).hexdigest()
         key = _idempotency_key(record.owner, idempotency_key) if idempotency_key is not None else None
@@ -142,6 +145,7 @@ class Store:
                             if earlier.body_sha256 != body_sha256:
                                 raise IdempotencyConflict(earlier.job_id)
                             return self.get(earlier.job_id, record.owner)
+                    self._check_room(record.owner)
                     pipeline.multi()
                     if key is not None:
                         submission = Submission(job_id=record.id, body_sha256=body_sha256)
@@ -151,6 +155,12 @@ class Store:
                     return record
                 except WatchError:
                     continue  # someone used the same key in between: read what they made
+
+    def _check_room(self, owner: str) -> None:
+        """Raise TooManyJobs if no more jobs of this owner may wait."""
+        limit = self.max_queued_per_owner
+        if limit is not None and self.redis.zcard(turns.index_key(owner, Status.QUEUED)) >= limit:
+            raise TooManyJobs(limit)
 
     def retry(self, job_id: str, owner: str | None = None) -> JobRecord:
         """Submit a failed or cancelled job anew; it goes on from the old one's newest checkpoint.
@@ -383,7 +393,9 @@ def open_store(settings: Settings) -> Store:
         wait_s_first=settings.retry_wait_s,
         wait_s_longest=settings.retry_wait_max_s,
     )
-    return Store(redis, open_queue(settings.queue, redis), retries, settings.max_running_per_owner)
+    return Store(
+        redis, open_queue(settings.queue, redis), retries, settings.max_running_per_owner, settings.max_queued_per_owner
+    )
 
 
 class _NothingToClaim(Exception):

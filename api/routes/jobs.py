@@ -33,7 +33,7 @@ _PARAMETERS_PER_RANK = {"qkv": 1_118_720, "attention": 1_451_520, "transformer":
     status_code=201,
     responses={
         200: {"model": Job, "description": "This key made this job before."},
-        **problems(401, 409, 413, 415, 422, 503),
+        **problems(401, 409, 413, 415, 422, 429, 503),
     },
     openapi_extra=SPEC_BODY,
 )
@@ -99,7 +99,7 @@ def cancel(owner: OwnerDep, services: ServicesDep, job_id: str, response: Respon
     status_code=201,
     responses={
         200: {"model": Job, "description": "It was asked for before: this is the job that it made."},
-        **problems(401, 404, 409, 422, 503),
+        **problems(401, 404, 409, 422, 429, 503),
     },
 )
 def retry(owner: OwnerDep, services: ServicesDep, job_id: str, response: Response) -> Job:

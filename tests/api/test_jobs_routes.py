@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from api.auth import create_token
 from api.client import Loraq
 from api.client_errors import ApiError
 from jobs.record import JobRecord
+from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.spec_text import MAX_SPEC_BYTES, write_spec
 from jobs.status import Status
@@ -236,6 +238,25 @@ def _post(
     given = who | ({"Content-Type": media_type} if media_type else {})
     given |= {"Idempotency-Key": key} if key else {}
     return httpx.post(f"{url}{path}", content=body, headers=given | (headers or {}), timeout=30)  # type: ignore[arg-type]
+
+
+def test_so_many_jobs_of_an_owner_may_wait_and_no_more(
+    serve: Callable[[Settings], str], settings: Settings, store: Store, make_spec: MakeSpec, alice: dict[str, str]
+) -> None:
+    url = serve(settings.model_copy(update={"max_queued_per_owner": 2}))
+    with (
+        Loraq(url, alice["Authorization"].removeprefix("Bearer ")) as loraq,
+        Loraq(url, create_token(store.redis, "bob")) as bob,
+    ):
+        first = loraq.submit(make_spec(name="first"), "a-key")
+        loraq.submit(make_spec())
+        answer = _post(url, "/v1/jobs", alice, make_spec().model_dump_json())
+        assert (answer.status_code, answer.json()["code"]) == (429, "too_many_jobs")
+        assert int(answer.headers["Retry-After"]) > 0
+        assert loraq.submit(first.spec, "a-key").id == first.id  # a repeat is no new job
+        assert bob.submit(make_spec()).status is Status.QUEUED
+        loraq.cancel(first.id)
+        assert loraq.submit(make_spec()).status is Status.QUEUED
 
 
 def test_retry_makes_one_new_job_of_an_ended_one(
