@@ -156,6 +156,17 @@ class Store:
                 except WatchError:
                     continue  # someone used the same key in between: read what they made
 
+    def _forget_waiting(self, owner: str, job_id: str) -> None:
+        """Take a job that waits no more out of its owner's, unless it has come back meanwhile."""
+        with self.redis.pipeline() as pipeline:
+            pipeline.watch(_record_key(job_id))
+            raw = cast(bytes | None, pipeline.get(_record_key(job_id)))
+            if raw is not None and JobRecord.model_validate_json(raw).status is Status.QUEUED:
+                return
+            pipeline.multi()
+            pipeline.zrem(turns.waiting_key(owner), job_id)
+            pipeline.execute()
+
     def _check_room(self, owner: str) -> None:
         """Raise TooManyJobs if no more jobs of this owner may wait."""
         limit = self.max_queued_per_owner
@@ -212,7 +223,7 @@ class Store:
                     try:
                         return self._change(pipeline, job_id, lambda record: _begin(record, worker))
                     except (_NothingToClaim, JobNotFound):
-                        self.redis.zrem(turns.waiting_key(owner), job_id)
+                        self._forget_waiting(owner, job_id)
                 except WatchError:
                     continue  # another worker was faster: look again
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 from rq import Worker
+from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -170,4 +171,7 @@ def work(store: Store, settings: Settings) -> None:
             log.warning("RQ's loop has ended, and is begun again")
         except RedisError as error:
             log.warning("Redis does not answer at LORAQ_REDIS_URL, trying again: %s", error)
-        time.sleep(RESTART_WAIT_S)
+        try:
+            time.sleep(RESTART_WAIT_S)
+        except StopRequested:  # the handler of the worker that has ended still listens
+            return

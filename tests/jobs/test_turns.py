@@ -88,3 +88,13 @@ def test_cancelling_a_waiting_job_takes_its_ticket_back(store, submit):
 
     assert store.queue.count == 0
     assert store.next_turn("worker") is None
+
+
+def test_a_waiting_list_that_names_a_job_which_is_gone_stops_nobody(store, submit):
+    gone, ended, job = submit("me"), submit("me"), submit("me")
+    store.redis.delete(f"loraq:job:{gone.id}")
+    store.request_cancel(ended.id)
+    store.redis.zadd(turns.waiting_key("me"), {ended.id: 0})
+
+    assert store.next_turn("worker").id == job.id
+    assert store.redis.zcard(turns.waiting_key("me")) == 0
