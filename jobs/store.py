@@ -9,7 +9,6 @@ Keys:
     loraq:idempotency:{owner}:{sha256}  which job an Idempotency-Key made, for seven days
     loraq:running                       ids of jobs that an attempt holds, by when it last reported
     loraq:holds:{worker}                which job and attempt a worker holds: "<id> <attempt>"
-    loraq:unsaved                       ids of jobs whose record is not yet saved to the bucket as it now is
 
 jobs/turns.py has the keys of those that wait.
 """
@@ -40,7 +39,6 @@ from jobs.status import Status
 
 IDEMPOTENCY_DAYS = 7
 RUNNING = "loraq:running"
-UNSAVED = "loraq:unsaved"
 
 REDIS_CONNECT_S = 5
 REDIS_ANSWER_S = 15
@@ -358,7 +356,6 @@ class Store:
             events.append(
                 pipeline, new.id, "status", number, data | (failure.model_dump(mode="json") if failure else {})
             )
-            pipeline.sadd(UNSAVED, new.id)
             self._turn(pipeline, old, new)
         elif old.cancel_requested_at is None and new.cancel_requested_at is not None:
             events.append(pipeline, new.id, "cancel_requested", number, {})
