@@ -15,8 +15,9 @@ from api.deps import Services
 from api.errors import add_error_handlers
 from api.following import BLOCK_MS
 from api.openapi import describe
+from api.public_address import Allowed
 from api.readiness import Readiness
-from api.routes import artifacts, datasets, events, health, jobs
+from api.routes import artifacts, datasets, events, health, jobs, webhooks
 from jobs.settings import Settings
 from jobs.storage import Storage
 from jobs.store import Store, open_store
@@ -66,8 +67,9 @@ def create_app(settings: Settings, store: Store | None = None, storage: Storage 
         separate_input_output_schemas=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.services = Services(settings, store, storage, followers, readiness)
-    for routes in (jobs, events, artifacts, datasets):
+    webhooks_to = Allowed(settings.webhook_allow)
+    app.state.services = Services(settings, store, storage, followers, readiness, webhooks_to)
+    for routes in (jobs, events, artifacts, datasets, webhooks):
         app.include_router(routes.router, prefix="/v1")
     app.include_router(health.router)
     app.add_middleware(AccessLog)

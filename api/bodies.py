@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import Request
 
 from api.errors import BodyTooLarge, UnsupportedMediaType
+from api.public_address import Allowed, ForbiddenAddress, check_url
 from jobs.errors import InvalidSpec, Problem, UriNotAllowed
 from jobs.spec import JobSpec
 from jobs.spec_text import MAX_SPEC_BYTES, Check, parse_spec, read_spec
@@ -48,21 +49,21 @@ async def spec_body(request: Request) -> tuple[str, bytes]:
     return media_type, await read_body(request, MAX_SPEC_BYTES)
 
 
-def submitted_spec(media_type: str, body: bytes, buckets: tuple[str, ...]) -> JobSpec:
+def submitted_spec(media_type: str, body: bytes, buckets: tuple[str, ...], webhooks_to: Allowed) -> JobSpec:
     """The spec in a body.
 
     Raises:
-        InvalidSpec: with every field at fault, also those that name a bucket which is not open.
+        InvalidSpec: with every field at fault, also those that name a bucket or an address which is not open.
     """
-    in_open_buckets = _only(buckets)
+    checks = _only(buckets), _webhook_only(webhooks_to)
     if media_type in YAML_TYPES:
-        return read_spec(body, in_open_buckets)
+        return read_spec(body, *checks)
     try:
         data = json.loads(body, object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         message = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise InvalidSpec([Problem("", f"The spec is not JSON: {message}.")]) from None
-    return parse_spec(data, in_open_buckets)
+    return parse_spec(data, *checks)
 
 
 def _only(buckets: tuple[str, ...]) -> Check:
@@ -76,6 +77,19 @@ def _only(buckets: tuple[str, ...]) -> Check:
                     check_bucket_allowed(S3Uri.parse(uri), buckets)
                 except UriNotAllowed as error:
                     yield Problem(field, str(error))
+
+    return check
+
+
+def _webhook_only(allowed: Allowed) -> Check:
+    """A check of a spec's webhook, as far as its URL tells. What its host stands for is looked at when it is sent."""
+
+    def check(spec: JobSpec) -> Iterator[Problem]:
+        if spec.webhook is not None:
+            try:
+                check_url(spec.webhook, allowed)
+            except ForbiddenAddress as error:
+                yield Problem("webhook", str(error))
 
     return check
 

@@ -175,6 +175,15 @@ def pull(
             output.out.print(f"{_files(len(pulled.fetched))} fetched into {folder}{kept}.")
 
 
+@app.command("webhook-secret")
+def webhook_secret(as_json: AsJson = False) -> None:
+    """Print the secret with which a receiver checks your webhooks."""
+    output = Output(as_json)
+    with output.explained(), connect() as loraq:
+        secret = loraq.webhook_secret()
+        output.json({"secret": secret}) if as_json else output.out.print(secret)
+
+
 @token_app.command("create")
 def token_create(
     owner: Annotated[str, typer.Argument(help="Who will hold it: a-z, 0-9 and -, at most 40 characters.")],

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from api.client_errors import Unavailable, no_answer, raise_for_problem
 from api.dataset_folder import DatasetFolder, read_dataset_folder
 from api.event_stream import read_data
-from api.schemas import Artifact, Artifacts, DatasetUpload, Job, JobEvent, JobPage, Upload, ValidSpec
+from api.schemas import Artifact, Artifacts, DatasetUpload, Job, JobEvent, JobPage, Upload, ValidSpec, WebhookSecret
 from api.transfers import all_at_once, fetch_file, put_file
 from jobs.spec import JobSpec
 from jobs.status import Status
@@ -120,6 +120,10 @@ class Loraq:
         for _ in self.events(job_id):
             pass
         return self.get(job_id)
+
+    def webhook_secret(self) -> str:
+        """`whsec_...`, with which your receiver checks that a message is ours."""
+        return WebhookSecret.model_validate(self._send("GET", "/webhooks/secret")).secret
 
     # -- events -------------------------------------------------------------------------------------------------------
 

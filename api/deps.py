@@ -9,6 +9,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from api.auth import find_token
 from api.errors import Unauthorized
+from api.public_address import Allowed
 from api.readiness import Readiness
 from jobs.settings import Settings
 from jobs.storage import Storage
@@ -24,6 +25,7 @@ class Services:
     storage: Storage
     followers: "AsyncRedis"  # one connection for each person who follows a job; it costs no thread
     readiness: Readiness
+    webhooks_to: Allowed  # where a webhook may go
 
 
 def services(request: Request) -> Services:

@@ -33,3 +33,4 @@ def set_up_logging(level: int = logging.INFO) -> None:
     human = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
     handler.setFormatter(human if sys.stderr.isatty() else JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole URLs, and a webhook's may hold a secret

@@ -1,4 +1,5 @@
 """`python -m api.reaper`: gives back what dead workers held, and wakes what waits. It depends on no idle worker.
+The sender of webhooks runs beside it, in a thread of its own.
 
 An attempt is lost when its heartbeat has not *changed* for `lease_s` by this process's own clock. So no clock is
 compared with another's, and an outage of Redis, in which nobody could report, ends no attempt: what was seen before it
@@ -19,6 +20,8 @@ from types import FrameType
 from redis.exceptions import LockError, RedisError
 
 from api.logs import set_up_logging
+from api.public_address import Allowed
+from api.webhook_sender import WebhookSender
 from jobs import turns
 from jobs.errors import FailureReason, IllegalTransition, JobNotFound, StaleAttempt
 from jobs.record import Failure
@@ -144,7 +147,14 @@ def main() -> int:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     settings = Settings()
-    Reaper(open_store(settings), settings.lease_s, settings.reap_every_s).run(stop)
+    store = open_store(settings)
+    sender = threading.Thread(target=WebhookSender(store, Allowed(settings.webhook_allow)).run, args=(stop,))
+    sender.start()
+    try:
+        Reaper(store, settings.lease_s, settings.reap_every_s).run(stop)
+    finally:
+        stop.set()
+        sender.join()
     return 0
 
 

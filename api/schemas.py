@@ -11,6 +11,7 @@ from jobs.record import Attempt, Failure, JobRecord
 from jobs.spec import JobSpec, Name
 from jobs.status import Status
 from jobs.store import Progress
+from jobs.webhooks import Delivery
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 CAPTION_ENDINGS = (".txt", ".caption")
@@ -39,16 +40,20 @@ class Job(View):
     attempts: tuple[Attempt, ...] = ()
     progress: Progress | None = Field(default=None, description="Where the newest attempt stands; null before one.")
     failure: Failure | None = Field(default=None, description="Why the job failed; null unless it did.")
+    webhook: Delivery | None = Field(
+        default=None, description="How far the message to spec.webhook has come; null before the job has ended."
+    )
     output_uri: str = Field(description="Folder in which everything lies that the job leaves.")
     spec: JobSpec = Field(description="As submitted, with every default filled in.")
 
     @classmethod
-    def of(cls, record: JobRecord, progress: Progress | None) -> Self:
+    def of(cls, record: JobRecord, progress: Progress | None, webhook: Delivery | None = None) -> Self:
         """The job of a record. Progress that an earlier attempt reported is left out."""
         number = record.attempt.number if record.attempt else 0
         return cls(
-            **{name: getattr(record, name) for name in cls.model_fields if name != "progress"},
+            **{name: getattr(record, name) for name in cls.model_fields if name not in ("progress", "webhook")},
             progress=progress if progress and progress.attempt == number else None,
+            webhook=webhook,
         )
 
 
@@ -190,6 +195,12 @@ class DatasetUpload(View):
     uri: str = Field(description="Put it into the spec as dataset.uri once all files are uploaded.")
     expires_at: datetime
     files: tuple[Upload, ...]
+
+
+class WebhookSecret(View):
+    """What a receiver checks messages with."""
+
+    secret: str = Field(description="whsec_...: all your messages are signed with it, as Standard Webhooks says.")
 
 
 class Health(View):

@@ -31,5 +31,3 @@ def not_yet(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("memory.base_dtype", "int8 is not carried out yet: use bfloat16.")
     if spec.memory.streamed_blocks:
         yield Problem("memory.streamed_blocks", "is not carried out yet: use 0 or leave it out.")
-    if spec.webhook is not None:
-        yield Problem("webhook", "is not carried out yet: follow the job with `loraq logs -f` or /v1/jobs/{id}/events.")

@@ -39,6 +39,12 @@ class Settings(BaseSettings):
         default=(), description="Folders of the worker that file:// may name; empty: none."
     )
 
+    webhook_allow: Names = Field(
+        default=(),
+        description="Hosts, addresses and networks that a webhook may reach although they are not public: "
+        "hooks.internal,10.0.0.0/8.",
+    )
+
     data_dir: Path = Field(
         default=Path("~/.cache/loraq"), description="Worker: downloads, caches and scratch lie below it."
     )
@@ -89,7 +95,7 @@ class Settings(BaseSettings):
         default=None, ge=1, description="Jobs of one owner that run at once; the others wait. Unset: no limit."
     )
 
-    @field_validator("buckets", "allowed_folders", mode="before")
+    @field_validator("buckets", "allowed_folders", "webhook_allow", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

@@ -172,7 +172,12 @@ class JobSpec(Section):
     output: OutputSpec
     priority: Literal["normal", "high"] = Field(default="normal", description="high goes to the front of the queue.")
     max_duration_s: int = Field(default=86_400, ge=10, le=30 * 86_400, description="A longer attempt is ended.")
-    webhook: str | None = Field(default=None, max_length=2000, pattern=r"^https?://", description="Told of the end.")
+    webhook: str | None = Field(
+        default=None,
+        max_length=2000,
+        pattern=r"^https?://",
+        description="URL that is told of the end by a signed POST; docs/api.md.",
+    )
 
     @model_validator(mode="before")
     @classmethod

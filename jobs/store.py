@@ -10,7 +10,7 @@ Keys:
     loraq:running                       ids of jobs that an attempt holds, by when it last reported
     loraq:holds:{worker}                which job and attempt a worker holds: "<id> <attempt>"
 
-jobs/turns.py has the keys of those that wait.
+jobs/turns.py has the keys of those that wait, jobs/webhooks.py those of who is to be told of an end.
 """
 
 # pyright: reportUnknownMemberType=false
@@ -29,7 +29,7 @@ from redis.client import Pipeline
 from redis.exceptions import WatchError
 from rq import Queue
 
-from jobs import events, turns
+from jobs import events, turns, webhooks
 from jobs.errors import IdempotencyConflict, JobNotFound, NotRetryable, StaleAttempt, TooManyJobs
 from jobs.queue import deliver, open_queue, ticket_of, withdraw
 from jobs.record import Failure, JobRecord, advance, begin_attempt, give_back, now
@@ -357,6 +357,8 @@ class Store:
                 pipeline, new.id, "status", number, data | (failure.model_dump(mode="json") if failure else {})
             )
             self._turn(pipeline, old, new)
+            if new.status.final:
+                webhooks.put(pipeline, new)
         elif old.cancel_requested_at is None and new.cancel_requested_at is not None:
             events.append(pipeline, new.id, "cancel_requested", number, {})
         elif new.status is Status.QUEUED and old.not_before is not None and new.not_before is None:

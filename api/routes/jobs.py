@@ -8,6 +8,7 @@ from api.bodies import spec_body, submitted_spec
 from api.deps import OwnerDep, ServicesDep
 from api.openapi import SPEC_BODY, problems
 from api.schemas import Job, JobPage, JobSummary, ValidSpec
+from jobs import webhooks
 from jobs.record import JobRecord, now
 from jobs.spec import LoRASpec
 from jobs.status import Status
@@ -45,7 +46,7 @@ def submit(
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Submit a job. Once this answers, the job is not lost."""
-    spec = submitted_spec(*body, services.settings.buckets)
+    spec = submitted_spec(*body, services.settings.buckets, services.webhooks_to)
     new = JobRecord.create(owner, spec)
     record = services.store.submit(new, idempotency_key)
     if record.id != new.id:
@@ -57,7 +58,7 @@ def submit(
 @router.post("/jobs:validate", responses=problems(401, 413, 415, 422, 503), openapi_extra=SPEC_BODY)
 def validate(owner: OwnerDep, services: ServicesDep, body: SpecBody) -> ValidSpec:
     """Check a spec without submitting it. Base model and dataset are not looked at."""
-    spec = submitted_spec(*body, services.settings.buckets)
+    spec = submitted_spec(*body, services.settings.buckets, services.webhooks_to)
     return ValidSpec(spec=spec, trainable_parameters=_trainable_parameters(spec.lora))
 
 
@@ -113,7 +114,9 @@ def retry(owner: OwnerDep, services: ServicesDep, job_id: str, response: Respons
 
 
 def _view(services: ServicesDep, record: JobRecord) -> Job:
-    return Job.of(record, services.store.progress(record.id))
+    store = services.store
+    told = webhooks.delivery(store.redis, record.id) if record.spec.webhook and record.status.final else None
+    return Job.of(record, store.progress(record.id), told)
 
 
 def _trainable_parameters(lora: LoRASpec) -> int:

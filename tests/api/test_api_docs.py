@@ -46,7 +46,7 @@ def test_every_command_and_option_is_on_the_page_and_no_other(cli_page: str) -> 
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
     commands = _commands(group)
-    listed = re.findall(r"^\| `(loraq [a-z ]+?)(?: [A-Z]+)?` \|", cli_page, re.MULTILINE)
+    listed = re.findall(r"^\| `(loraq [a-z -]+?)(?: [A-Z]+)?` \|", cli_page, re.MULTILINE)
     assert sorted(listed) == sorted(commands)
     options = {option for each in commands.values() for option in each}
     assert {option for option in options if f"`{option}" not in cli_page} == set()

@@ -98,14 +98,16 @@ def test_every_fault_is_named_at_once(loraq: Loraq, store: Store) -> None:
 
 
 def test_closed_buckets_are_named_together_with_what_is_not_carried_out(loraq: Loraq, make_spec: MakeSpec) -> None:
-    data = make_spec().model_dump(mode="json") | {"base_model": "s3://secrets/model", "webhook": "https://example.com"}
+    data = make_spec().model_dump(mode="json") | {"base_model": "s3://secrets/model", "webhook": "https://[::1]/"}
     data["dataset"]["uri"] = "s3://datasets/../models/"
+    data["memory"]["streamed_blocks"] = 60
     data["output"]["uri"] = "s3://elsewhere/x/"
     with pytest.raises(ApiError) as refused:
         loraq.validate(data)
     assert {problem.field for problem in refused.value.problems} == {
         "base_model",
         "dataset.uri",
+        "memory.streamed_blocks",
         "output.uri",
         "webhook",
     }

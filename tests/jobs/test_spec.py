@@ -88,7 +88,6 @@ def test_text_that_is_no_spec_is_explained(text, says):
         ("memory", {"budget_gib": 4}, "memory.budget_gib"),
         ("memory", {"base_dtype": "int8"}, "memory.base_dtype"),
         ("memory", {"streamed_blocks": 60}, "memory.streamed_blocks"),
-        ("webhook", "https://example.com/hook", "webhook"),
     ],
 )
 def test_what_is_not_carried_out_yet_is_refused_and_never_ignored(section, value, field):
