@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from api.auth import create_token
 from api.cli_connection import connect
+from api.cli_doctor import doctor
 from api.cli_events import line
 from api.cli_follow import follow
 from api.cli_output import EXIT_CODES, ExitCode, Output, printable
@@ -38,6 +39,7 @@ token_app = typer.Typer(help="For operators: tokens, which name an owner.", no_a
 app.add_typer(token_app, name="token")
 app.command()(up)
 app.command()(workers)
+app.command()(doctor)
 
 SpecFile = Annotated[
     typer.FileBinaryRead, typer.Argument(metavar="SPEC", help="YAML or JSON file; - reads standard input.")
