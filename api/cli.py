@@ -1,27 +1,22 @@
 """`loraq`: the command line, through the API only. docs/cli.md describes it."""
 
-# pyright: reportUnknownMemberType=false
-# redis-py types its methods in part.
-
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from redis import Redis
-from redis.exceptions import RedisError
 from rich.progress import Progress
 
-from api.auth import create_token
+from api.cli_audit import audit
 from api.cli_connection import connect
 from api.cli_doctor import doctor
 from api.cli_events import line
 from api.cli_follow import follow
-from api.cli_output import EXIT_CODES, ExitCode, Output, printable
+from api.cli_output import EXIT_CODES, Output, printable
+from api.cli_tokens import token_app
 from api.cli_up import up
 from api.cli_workers import workers
 from api.client import Loraq
 from api.dataset_folder import read_dataset_folder
-from jobs.settings import Settings
 from jobs.spec_text import read_yaml
 from jobs.status import Status
 
@@ -35,11 +30,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-token_app = typer.Typer(help="For operators: tokens, which name an owner.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
 app.command()(up)
 app.command()(workers)
 app.command()(doctor)
+app.command()(audit)
 
 SpecFile = Annotated[
     typer.FileBinaryRead, typer.Argument(metavar="SPEC", help="YAML or JSON file; - reads standard input.")
@@ -184,30 +179,6 @@ def webhook_secret(as_json: AsJson = False) -> None:
     with output.explained(), connect() as loraq:
         secret = loraq.webhook_secret()
         output.json({"secret": secret}) if as_json else output.out.print(secret)
-
-
-@token_app.command("create")
-def token_create(
-    owner: Annotated[str, typer.Argument(help="Who will hold it: a-z, 0-9 and -, at most 40 characters.")],
-    name: Annotated[str, typer.Option(help="What it is for, as a note to yourself.")] = "",
-    as_json: AsJson = False,
-) -> None:
-    """Make a token. Needs Redis (LORAQ_REDIS_URL), not the API; the token is shown once and stored only as a hash."""
-    output = Output(as_json)
-    try:
-        with Redis.from_url(Settings().redis_url.get_secret_value()) as redis:
-            token = create_token(redis, owner, name)
-    except ValueError as error:
-        output.error("usage", str(error))
-        raise typer.Exit(ExitCode.INVALID) from None
-    except RedisError as error:
-        output.error("redis_unavailable", f"Redis does not answer at LORAQ_REDIS_URL: {error}")
-        raise typer.Exit(ExitCode.UNAVAILABLE) from None
-    if as_json:
-        output.json({"owner": owner, "token": token})
-    else:
-        output.out.print(token)
-        output.say(f"A token of {owner}. Keep it: it is not shown again.")
 
 
 def main() -> None:

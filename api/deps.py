@@ -7,10 +7,11 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from redis.asyncio import Redis as AsyncRedis
 
-from api.auth import find_token
+from api.auth import find_token, fingerprint_of
 from api.errors import Unauthorized
 from api.public_address import Allowed
 from api.readiness import Readiness
+from jobs.audit import Actor
 from jobs.settings import Settings
 from jobs.storage import Storage
 from jobs.store import Store
@@ -38,11 +39,11 @@ _bearer = HTTPBearer(
 )
 
 
-def owner(
+def actor(
     services: Annotated[Services, Depends(services)],
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-) -> str:
-    """Whose token came with the request.
+) -> Actor:
+    """Whose token came with the request, and which.
 
     Raises:
         Unauthorized: none came, or nobody's.
@@ -54,8 +55,14 @@ def owner(
     token = find_token(services.store.redis, credentials.credentials)
     if token is None:
         raise Unauthorized("Nobody holds this token. Look whether it is whole, or ask your operator for a new one.")
-    return token.owner
+    return Actor(token.owner, fingerprint_of(credentials.credentials))
+
+
+def owner(actor: Annotated[Actor, Depends(actor)]) -> str:
+    """Whose token came with the request."""
+    return actor.owner
 
 
 ServicesDep = Annotated[Services, Depends(services)]
+ActorDep = Annotated[Actor, Depends(actor)]
 OwnerDep = Annotated[str, Depends(owner)]

@@ -76,6 +76,10 @@ class Page(BaseModel):
     next_cursor: str | None  # None: this was the last page
 
 
+Also = Callable[[Pipeline, JobRecord], None]
+"""What a caller wants written in the same transaction, about the record that it writes."""
+
+
 class Store:
     """All jobs, in one Redis."""
 
@@ -122,7 +126,7 @@ class Store:
 
     # -- submitting ---------------------------------------------------------------------------------------------------
 
-    def submit(self, record: JobRecord, idempotency_key: str | None = None) -> JobRecord:
+    def submit(self, record: JobRecord, idempotency_key: str | None = None, also: Also | None = None) -> JobRecord:
         """Acknowledge a job: record, indexes, first event and delivery in one MULTI.
 
         With an idempotency key, the same owner, key and spec give the job that the first call made.
@@ -149,6 +153,8 @@ class Store:
                         submission = Submission(job_id=record.id, body_sha256=body_sha256)
                         pipeline.set(key, submission.model_dump_json(), ex=IDEMPOTENCY_DAYS * 86_400)
                     self._write(pipeline, None, record)
+                    if also is not None:
+                        also(pipeline, record)
                     pipeline.execute()
                     return record
                 except WatchError:
@@ -171,7 +177,7 @@ class Store:
         if limit is not None and self.redis.zcard(turns.index_key(owner, Status.QUEUED)) >= limit:
             raise TooManyJobs(limit)
 
-    def retry(self, job_id: str, owner: str | None = None) -> JobRecord:
+    def retry(self, job_id: str, owner: str | None = None, also: Also | None = None) -> JobRecord:
         """Submit a failed or cancelled job anew; it goes on from the old one's newest checkpoint.
 
         A final status never changes, so this is another job. Asked twice, it gives the same one.
@@ -184,11 +190,17 @@ class Store:
         if old.status not in (Status.FAILED, Status.CANCELLED):
             raise NotRetryable(f"Job {job_id} is {old.status}: only one that failed or was cancelled is tried again.")
         new = JobRecord.create(old.owner, old.spec, retry_of=(old.id, *old.retry_of))
-        return self.submit(new, f"retry of {job_id}")
+        return self.submit(new, f"retry of {job_id}", also)
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
-    def change(self, job_id: str, change: Callable[[JobRecord], JobRecord], attempt: int | None = None) -> JobRecord:
+    def change(
+        self,
+        job_id: str,
+        change: Callable[[JobRecord], JobRecord],
+        attempt: int | None = None,
+        also: Also | None = None,
+    ) -> JobRecord:
         """Replace a record by `change(record)`, atomically; `change` may run more than once.
 
         A change of status is appended to the events, and a job that goes back to the queue is delivered again, both in
@@ -204,7 +216,7 @@ class Store:
         while True:
             with self.redis.pipeline() as pipeline:
                 try:
-                    return self._change(pipeline, job_id, change, attempt)
+                    return self._change(pipeline, job_id, change, attempt, also)
                 except WatchError:
                     continue  # the record moved: look again
 
@@ -308,7 +320,7 @@ class Store:
                 deliver(self.queue, pipeline, f"extra_{secrets.token_hex(8)}")
             pipeline.execute()
 
-    def request_cancel(self, job_id: str, owner: str | None = None) -> JobRecord:
+    def request_cancel(self, job_id: str, owner: str | None = None, also: Also | None = None) -> JobRecord:
         """Cancel a waiting job at once, and ask the attempt of a running one to stop. A final job stays as it is."""
         self.get(job_id, owner)
 
@@ -318,7 +330,7 @@ class Store:
             asked = record.model_copy(update={"cancel_requested_at": now(), "updated_at": now()})
             return advance(asked, Status.CANCELLED) if record.status is Status.QUEUED else asked
 
-        return self.change(job_id, cancel)
+        return self.change(job_id, cancel, also=also)
 
     # -- inside a transaction -----------------------------------------------------------------------------------------
 
@@ -328,6 +340,7 @@ class Store:
         job_id: str,
         change: Callable[[JobRecord], JobRecord],
         attempt: int | None = None,
+        also: Also | None = None,
     ) -> JobRecord:
         """One try at `change`. Raises WatchError if the record, or what the caller watches, moved meanwhile."""
         pipeline.watch(_record_key(job_id))
@@ -339,6 +352,8 @@ class Store:
             return old
         pipeline.multi()
         self._write(pipeline, old, new)
+        if also is not None:
+            also(pipeline, new)
         pipeline.execute()
         return new
 

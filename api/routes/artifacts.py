@@ -4,10 +4,11 @@ from datetime import timedelta
 
 from fastapi import APIRouter
 
-from api.deps import OwnerDep, ServicesDep
+from api.deps import ActorDep, ServicesDep
 from api.errors import NoArtifactsYet
 from api.openapi import problems
 from api.schemas import Artifact, Artifacts
+from jobs import audit
 from jobs.errors import ObjectNotFound
 from jobs.manifest import MANIFEST_NAME, Manifest
 from jobs.record import JobRecord, now
@@ -20,9 +21,9 @@ EXPIRES_S = 3600
 
 
 @router.get("/jobs/{job_id}/artifacts", responses=problems(401, 404, 409, 422, 503))
-def list_artifacts(owner: OwnerDep, services: ServicesDep, job_id: str) -> Artifacts:
+def list_artifacts(actor: ActorDep, services: ServicesDep, job_id: str) -> Artifacts:
     """What the job left: weights, pictures, curves and logs. All of it or nothing: there is no half output."""
-    record = services.store.get(job_id, owner)
+    record = services.store.get(job_id, actor.owner)
     if record.status is not Status.SUCCEEDED:
         raise NoArtifactsYet(_why_none(record))
     folder = S3Uri.parse(record.output_uri)
@@ -30,6 +31,7 @@ def list_artifacts(owner: OwnerDep, services: ServicesDep, job_id: str) -> Artif
         manifest = Manifest.model_validate_json(services.storage.read(folder / MANIFEST_NAME))
     except ObjectNotFound:
         raise NoArtifactsYet(_why_none(record)) from None
+    audit.write(services.store.redis, actor, audit.Action.ARTIFACTS, job_id, files=len(manifest.files))
     return Artifacts(
         output_uri=record.output_uri,
         committed_at=manifest.committed_at,

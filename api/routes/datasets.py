@@ -8,10 +8,11 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import ValidationError
 
 from api.bodies import read_body
-from api.deps import OwnerDep, ServicesDep
+from api.deps import ActorDep, ServicesDep
 from api.errors import InvalidRequest
 from api.openapi import DATASET_BODY, problems
 from api.schemas import DatasetUpload, NewDataset, Upload
+from jobs import audit
 from jobs.record import now
 from jobs.uri import S3Uri
 
@@ -29,7 +30,7 @@ async def dataset_body(request: Request) -> bytes:
 
 
 @router.post("/datasets", status_code=201, responses=problems(401, 413, 422, 503), openapi_extra=DATASET_BODY)
-def new_dataset(owner: OwnerDep, services: ServicesDep, body: Annotated[bytes, Depends(dataset_body)]) -> DatasetUpload:
+def new_dataset(actor: ActorDep, services: ServicesDep, body: Annotated[bytes, Depends(dataset_body)]) -> DatasetUpload:
     """Name the files of a dataset and get a URL for each: PUT them there, then submit a spec with this `uri`.
 
     A dataset never changes and is never mixed with another: each call makes a folder of its own.
@@ -38,8 +39,12 @@ def new_dataset(owner: OwnerDep, services: ServicesDep, body: Annotated[bytes, D
         dataset = NewDataset.model_validate_json(body)
     except ValidationError as error:
         raise InvalidRequest.of(error) from None
-    name = f"{owner}/{dataset.name}-{secrets.token_hex(5)}/"
+    name = f"{actor.owner}/{dataset.name}-{secrets.token_hex(5)}/"
     folder = S3Uri(services.settings.datasets_bucket, name)
+    size_bytes = sum(file.size_bytes for file in dataset.files)
+    audit.write(
+        services.store.redis, actor, audit.Action.DATASET, str(folder), files=len(dataset.files), size_bytes=size_bytes
+    )
     return DatasetUpload(
         uri=str(folder),
         expires_at=now() + timedelta(seconds=EXPIRES_S),

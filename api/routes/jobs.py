@@ -5,10 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Response
 
 from api.bodies import spec_body, submitted_spec
-from api.deps import OwnerDep, ServicesDep
+from api.deps import ActorDep, OwnerDep, ServicesDep
 from api.openapi import SPEC_BODY, problems
 from api.schemas import Job, JobPage, JobSummary, ValidSpec
 from jobs import webhooks
+from jobs.audit import Action, noting
 from jobs.record import JobRecord, now
 from jobs.spec import LoRASpec
 from jobs.status import Status
@@ -39,7 +40,7 @@ _PARAMETERS_PER_RANK = {"qkv": 1_118_720, "attention": 1_451_520, "transformer":
     openapi_extra=SPEC_BODY,
 )
 def submit(
-    owner: OwnerDep,
+    actor: ActorDep,
     services: ServicesDep,
     body: SpecBody,
     response: Response,
@@ -47,8 +48,9 @@ def submit(
 ) -> Job:
     """Submit a job. Once this answers, the job is not lost."""
     spec = submitted_spec(*body, services.settings.buckets, services.webhooks_to)
-    new = JobRecord.create(owner, spec)
-    record = services.store.submit(new, idempotency_key)
+    new = JobRecord.create(actor.owner, spec)
+    with noting(actor, Action.SUBMIT) as note:
+        record = services.store.submit(new, idempotency_key, note)
     if record.id != new.id:
         response.status_code = 200
     response.headers["Location"] = f"/v1/jobs/{record.id}"
@@ -87,9 +89,10 @@ def show(owner: OwnerDep, services: ServicesDep, job_id: str) -> Job:
     "/jobs/{job_id}/cancel",
     responses={202: {"model": Job, "description": "It runs, and was asked to stop."}, **problems(401, 404, 422, 503)},
 )
-def cancel(owner: OwnerDep, services: ServicesDep, job_id: str, response: Response) -> Job:
+def cancel(actor: ActorDep, services: ServicesDep, job_id: str, response: Response) -> Job:
     """Cancel a job: a waiting one at once, a running one as soon as it can. One that has ended stays as it is."""
-    record = services.store.request_cancel(job_id, owner)
+    with noting(actor, Action.CANCEL) as note:
+        record = services.store.request_cancel(job_id, actor.owner, note)
     if record.status.running:
         response.status_code = 202
     return _view(services, record)
@@ -103,10 +106,11 @@ def cancel(owner: OwnerDep, services: ServicesDep, job_id: str, response: Respon
         **problems(401, 404, 409, 422, 429, 503),
     },
 )
-def retry(owner: OwnerDep, services: ServicesDep, job_id: str, response: Response) -> Job:
+def retry(actor: ActorDep, services: ServicesDep, job_id: str, response: Response) -> Job:
     """Submit a failed or cancelled job anew, as a new job: it goes on from the old one's newest checkpoint."""
     asked_at = now()
-    record = services.store.retry(job_id, owner)
+    with noting(actor, Action.RETRY) as note:
+        record = services.store.retry(job_id, actor.owner, note)
     if record.created_at < asked_at:
         response.status_code = 200
     response.headers["Location"] = f"/v1/jobs/{record.id}"
