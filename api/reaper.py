@@ -24,6 +24,7 @@ from api.public_address import Allowed
 from api.webhook_sender import WebhookSender
 from jobs import turns
 from jobs.errors import FailureReason, IllegalTransition, JobNotFound, StaleAttempt
+from jobs.outage import Outage
 from jobs.record import Failure
 from jobs.settings import Settings
 from jobs.store import RUNNING, Store, open_store
@@ -57,18 +58,14 @@ class Reaper:
 
     def run(self, stop: threading.Event) -> None:
         """Look every `every_s` seconds until `stop` is set; a Redis that is gone is waited for."""
-        gone = False
+        outage = Outage(log)
         while not stop.wait(self._every_s):
             try:
                 if self._may_work():
                     self.tick()
-                if gone:
-                    log.warning("Redis is back")
-                gone = False
+                outage.over()
             except RedisError as error:
-                if not gone:
-                    log.warning("Redis is gone: %s", error)
-                gone = True
+                outage.met(error)
                 self._seen.clear()
         self._leave()
 

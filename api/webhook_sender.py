@@ -25,6 +25,7 @@ from api.schemas import Job
 from api.webhook_post import Outcome, Poster, Resolve
 from jobs import webhooks
 from jobs.errors import JobNotFound
+from jobs.outage import Outage
 from jobs.record import now
 from jobs.store import Store
 
@@ -80,18 +81,14 @@ class WebhookSender:
         asyncio.run(self._run(stop))
 
     async def _run(self, stop: threading.Event) -> None:
-        gone = False
+        outage = Outage(log)
         async with Poster(self._allowed, self._resolve, self._tls) as poster:
             while not stop.is_set():
                 try:
                     await self._begin_tries(poster)
-                    if gone:
-                        log.warning("Redis is back")
-                    gone = False
+                    outage.over()
                 except RedisError as error:
-                    if not gone:
-                        log.warning("Redis is gone: %s", error)
-                    gone = True
+                    outage.met(error)
                 except Exception:  # a thread that dies quietly would be noticed by nobody
                     log.exception("The outbox of webhooks cannot be read")
                 await asyncio.sleep(self._every_s)

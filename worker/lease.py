@@ -24,6 +24,7 @@ from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_a
 
 from jobs import events
 from jobs.errors import FailureReason, JobNotFound, StaleAttempt
+from jobs.outage import Outage
 from jobs.record import Failure, JobRecord, now
 from jobs.settings import Settings
 from jobs.status import Status
@@ -175,7 +176,7 @@ class Lease:
             raise LeaseLost(str(error)) from error
 
     def _report_until_closed(self) -> None:
-        gone = False
+        outage = Outage(log, f", job {self.job_id} goes on without reporting")
         while not self._closed.is_set():
             self._wake.wait(self._settings.heartbeat_s)
             self._wake.clear()
@@ -184,13 +185,9 @@ class Lease:
             self._end_if_hung()
             try:
                 self._report()
-                if gone:
-                    log.warning("Redis is back: job %s reports again", self.job_id)
-                gone = False
+                outage.over()
             except REDIS_GONE as error:
-                if not gone:  # one line an outage, not one a heartbeat
-                    log.warning("Redis is gone, job %s goes on without reporting: %s", self.job_id, error)
-                gone = True
+                outage.met(error)
                 self._closed.wait(self._settings.heartbeat_s)
 
     def _report(self) -> None:
