@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from jobs import events
 from jobs.errors import FailureReason, IllegalTransition, ObjectNotFound, StorageError
-from jobs.manifest import MANIFEST_NAME, ManifestFile, attempt_folder, manifest_of
+from jobs.manifest import MANIFEST_NAME, Manifest, ManifestFile, attempt_folder, manifest_of
 from jobs.record import Failure, JobRecord
 from jobs.settings import Settings
 from jobs.spec_text import write_spec
@@ -28,6 +30,7 @@ from worker import stop
 from worker.checkpoints import (
     CheckpointDamaged,
     CheckpointUploads,
+    StoredCheckpoint,
     delete_checkpoints,
     fetch_checkpoint,
     find_checkpoints,
@@ -87,7 +90,7 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
     output_uri = S3Uri.parse(record.output_uri)
     check_bucket_allowed(output_uri, settings.buckets)
     storage.check(output_uri.bucket)  # better now than after hours of training
-    if _committed(storage, output_uri):
+    if _committed(storage, output_uri, record.id):
         return  # an attempt before this one was ended between its commit and its report
     with (
         _scratch(data_dir / "scratch", f"{record.id}-{lease.attempt}-") as scratch,
@@ -121,12 +124,12 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
         _commit(record, output, output_uri, lease, storage, uploads.samples)
 
 
-def _committed(storage: Storage, output_uri: S3Uri) -> bool:
+def _committed(storage: Storage, output_uri: S3Uri, job_id: str) -> bool:
+    """Whether a manifest of this job lies there. What cannot be read as one was not written by an attempt."""
     try:
-        storage.read(output_uri / MANIFEST_NAME)
-    except ObjectNotFound:
+        return Manifest.model_validate_json(storage.read(output_uri / MANIFEST_NAME)).job_id == job_id
+    except (ObjectNotFound, ValidationError):
         return False
-    return True
 
 
 def _newest_checkpoint(
@@ -134,7 +137,11 @@ def _newest_checkpoint(
 ) -> tuple[Path | None, tuple[ManifestFile, ...]]:
     """The newest whole checkpoint, on this machine, and the samples drawn before it; None to begin anew."""
     for uri in record.checkpoint_uris:
-        for checkpoint in find_checkpoints(storage, S3Uri.parse(uri)):
+        tried: set[StoredCheckpoint] = set()
+        # Listed anew each time: an attempt that does not know yet that it lost the job may save and prune meanwhile.
+        while left := [each for each in find_checkpoints(storage, S3Uri.parse(uri)) if each not in tried]:
+            checkpoint = left[0]
+            tried.add(checkpoint)
             folder = scratch / "resume" / f"step-{checkpoint.step:06d}-{checkpoint.attempt}"
             try:
                 marker = fetch_checkpoint(storage, checkpoint, folder, lease)
@@ -235,7 +242,7 @@ def _commit(
     own = [file for file in manifest.files if file.stored_as not in there]
     storage.upload_all(((output / file.path, output_uri / file.stored_as) for file in own), lease.check)
     lease.confirm()
-    if not _committed(storage, output_uri):  # the first commit stands
+    if not _committed(storage, output_uri, record.id):  # the first commit stands
         storage.write(output_uri / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode())
 
 

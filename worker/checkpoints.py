@@ -56,6 +56,8 @@ def fetch_checkpoint(storage: Storage, checkpoint: StoredCheckpoint, to: Path, l
         marker = CheckpointMarker.model_validate_json(storage.read(checkpoint.folder / MARKER_NAME))
     except ValidationError as error:
         raise CheckpointDamaged(f"{checkpoint.folder}{MARKER_NAME} is damaged: {error}") from error
+    if any("/" in file.path or file.path in ("", ".", "..") for file in marker.files):
+        raise CheckpointDamaged(f"{checkpoint.folder}{MARKER_NAME} names a file outside its folder.")
     storage.download_all(((checkpoint.folder / file.path, to / file.path) for file in marker.files), lease.check)
     damaged = [file.path for file in marker.files if sha256_of(to / file.path) != file.sha256]
     if damaged:
