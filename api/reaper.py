@@ -27,7 +27,8 @@ from jobs.errors import FailureReason, IllegalTransition, JobNotFound, StaleAtte
 from jobs.outage import Outage
 from jobs.record import Failure
 from jobs.settings import Settings
-from jobs.store import RUNNING, Store, open_store
+from jobs.store import Store, open_store
+from jobs.writing import RUNNING
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ code here: pickle in `meta` runs at Job.fetch, and a JSON payload can still name
 # pyright: reportUnknownMemberType=false
 # rq types its methods in part.
 
+import secrets
 from typing import Any
 
 from redis import Redis
@@ -21,6 +22,10 @@ ALLOWED_FUNCTIONS = frozenset({RUN_ATTEMPT})
 
 RQ_TIMEOUT_S = 31 * 86_400
 """RQ kills a horse that outlives its timeout. The attempt keeps its own deadline: this is longer than the longest."""
+
+
+USED_TICKET_S = 86_400
+"""How long RQ remembers a ticket that was withdrawn or that failed."""
 
 
 class ForbiddenFunction(Exception):
@@ -56,6 +61,11 @@ def ticket_of(job_id: str, attempt: int) -> str:
     return f"{job_id}_{attempt}"
 
 
+def extra_ticket() -> str:
+    """The id of a ticket that was made for no job in particular."""
+    return f"extra_{secrets.token_hex(8)}"
+
+
 def deliver(queue: Queue, pipeline: "Pipeline", ticket: str) -> None:
     """Put a ticket into the queue, inside the caller's transaction: all of it is written, or nothing."""
     delivery = queue.create_job(
@@ -63,13 +73,16 @@ def deliver(queue: Queue, pipeline: "Pipeline", ticket: str) -> None:
         job_id=ticket,
         timeout=RQ_TIMEOUT_S,
         result_ttl=0,  # the record keeps what is worth keeping
-        failure_ttl=86_400,
+        failure_ttl=USED_TICKET_S,
         description=f"ticket {ticket}",
     )
     queue.enqueue_job(delivery, pipeline=pipeline)
 
 
 def withdraw(queue: Queue, pipeline: "Pipeline", ticket: str) -> None:
-    """Take a ticket back out of the queue, inside the caller's transaction."""
+    """Take a ticket back out of the queue, inside the caller's transaction.
+
+    It may be in use, for another job: then RQ still needs to know of it, to notice that its horse was killed.
+    """
     queue.remove(ticket, pipeline=pipeline)
-    pipeline.delete(DeliveryJob.key_for(ticket))
+    pipeline.expire(DeliveryJob.key_for(ticket), USED_TICKET_S)

@@ -1,23 +1,16 @@
 """Job records in Redis. Every change is a compare-and-set, and writes record, indexes, event and delivery at once.
 
 Keys:
-    loraq:job:{id}                      the record, JSON: the truth
     loraq:job:{id}:progress             where the running attempt stands, JSON: replaced every few seconds
-    loraq:job:{id}:events               a stream, see jobs/events.py
-    loraq:jobs:{owner}                  ids of an owner's jobs, all with score 0: sorted by id, so by time
-    loraq:jobs:{owner}:{status}         the same, by status
     loraq:idempotency:{owner}:{sha256}  which job an Idempotency-Key made, for seven days
-    loraq:running                       ids of jobs that an attempt holds, by when it last reported
-    loraq:holds:{worker}                which job and attempt a worker holds: "<id> <attempt>"
 
-jobs/turns.py has the keys of those that wait, jobs/webhooks.py those of who is to be told of an end.
+jobs/writing.py has the keys that each change writes, jobs/turns.py those of the jobs that wait.
 """
 
 # pyright: reportUnknownMemberType=false
 # redis-py types its methods in part.
 
 import hashlib
-import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -29,16 +22,16 @@ from redis.client import Pipeline
 from redis.exceptions import WatchError
 from rq import Queue
 
-from jobs import events, turns, webhooks
+from jobs import events, turns
 from jobs.errors import IdempotencyConflict, JobNotFound, NotRetryable, StaleAttempt, TooManyJobs
-from jobs.queue import deliver, open_queue, ticket_of, withdraw
+from jobs.queue import deliver, extra_ticket, open_queue
 from jobs.record import Failure, JobRecord, advance, begin_attempt, give_back, now
 from jobs.retries import RetryPolicy
 from jobs.settings import Settings
 from jobs.status import Status
+from jobs.writing import RUNNING, Writer, holds_key, record_key
 
 IDEMPOTENCY_DAYS = 7
-RUNNING = "loraq:running"
 
 REDIS_CONNECT_S = 5
 REDIS_ANSWER_S = 15
@@ -96,6 +89,7 @@ class Store:
         self.retries = retries or RetryPolicy()
         self.max_running_per_owner = max_running_per_owner
         self.max_queued_per_owner = max_queued_per_owner
+        self._writer = Writer(queue, limited=max_running_per_owner is not None)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -105,7 +99,7 @@ class Store:
         Raises:
             JobNotFound: no such job, or another owner's: the two look the same from outside.
         """
-        record = _decode(job_id, cast(bytes | None, self.redis.get(_record_key(job_id))))
+        record = _decode(job_id, cast(bytes | None, self.redis.get(record_key(job_id))))
         if owner is not None and record.owner != owner:
             raise JobNotFound(job_id)
         return record
@@ -115,7 +109,7 @@ class Store:
         newest = "+" if cursor is None else f"({cursor}"
         key = turns.index_key(owner, status)
         ids = cast(list[bytes], self.redis.zrevrangebylex(key, newest, "-", start=0, num=limit + 1))
-        raws = cast(list[bytes | None], self.redis.mget([_record_key(i.decode()) for i in ids[:limit]])) if ids else []
+        raws = cast(list[bytes | None], self.redis.mget([record_key(i.decode()) for i in ids[:limit]])) if ids else []
         jobs = [JobRecord.model_validate_json(raw) for raw in raws if raw is not None]
         return Page(jobs=jobs, next_cursor=ids[limit - 1].decode() if len(ids) > limit else None)
 
@@ -152,7 +146,7 @@ class Store:
                     if key is not None:
                         submission = Submission(job_id=record.id, body_sha256=body_sha256)
                         pipeline.set(key, submission.model_dump_json(), ex=IDEMPOTENCY_DAYS * 86_400)
-                    self._write(pipeline, None, record)
+                    self._writer.write(pipeline, None, record)
                     if also is not None:
                         also(pipeline, record)
                     pipeline.execute()
@@ -163,8 +157,8 @@ class Store:
     def _forget_waiting(self, owner: str, job_id: str) -> None:
         """Take a job that waits no more out of its owner's, unless it has come back meanwhile."""
         with self.redis.pipeline() as pipeline:
-            pipeline.watch(_record_key(job_id))
-            raw = cast(bytes | None, pipeline.get(_record_key(job_id)))
+            pipeline.watch(record_key(job_id))
+            raw = cast(bytes | None, pipeline.get(record_key(job_id)))
             if raw is not None and JobRecord.model_validate_json(raw).status is Status.QUEUED:
                 return
             pipeline.multi()
@@ -270,8 +264,8 @@ class Store:
         while True:
             with self.redis.pipeline() as pipeline:
                 try:
-                    pipeline.watch(_record_key(job_id))
-                    record = _decode(job_id, cast(bytes | None, pipeline.get(_record_key(job_id))))
+                    pipeline.watch(record_key(job_id))
+                    record = _decode(job_id, cast(bytes | None, pipeline.get(record_key(job_id))))
                     _check_fence(record, progress.attempt)
                     pipeline.multi()
                     pipeline.set(_progress_key(job_id), progress.model_dump_json())
@@ -292,7 +286,7 @@ class Store:
 
     def held_by(self, worker: str) -> tuple[str, int] | None:
         """Job id and attempt that a worker holds, None if it holds none."""
-        raw = cast(bytes | None, self.redis.get(_holds_key(worker)))
+        raw = cast(bytes | None, self.redis.get(holds_key(worker)))
         if raw is None:
             return None
         job_id, attempt = raw.decode().split()
@@ -317,7 +311,7 @@ class Store:
         """Put tickets into the queue that belong to no job in particular."""
         with self.redis.pipeline() as pipeline:
             for _ in range(count):
-                deliver(self.queue, pipeline, f"extra_{secrets.token_hex(8)}")
+                deliver(self.queue, pipeline, extra_ticket())
             pipeline.execute()
 
     def request_cancel(self, job_id: str, owner: str | None = None, also: Also | None = None) -> JobRecord:
@@ -343,64 +337,19 @@ class Store:
         also: Also | None = None,
     ) -> JobRecord:
         """One try at `change`. Raises WatchError if the record, or what the caller watches, moved meanwhile."""
-        pipeline.watch(_record_key(job_id))
-        old = _decode(job_id, cast(bytes | None, pipeline.get(_record_key(job_id))))
+        pipeline.watch(record_key(job_id))
+        old = _decode(job_id, cast(bytes | None, pipeline.get(record_key(job_id))))
         if attempt is not None:
             _check_fence(old, attempt)
         new = change(old)
         if new == old:
             return old
         pipeline.multi()
-        self._write(pipeline, old, new)
+        self._writer.write(pipeline, old, new)
         if also is not None:
             also(pipeline, new)
         pipeline.execute()
         return new
-
-    def _write(self, pipeline: "Pipeline", old: JobRecord | None, new: JobRecord) -> None:
-        pipeline.set(_record_key(new.id), new.model_dump_json())
-        number = new.attempt.number if new.attempt else 0
-        if old is None:
-            pipeline.zadd(turns.index_key(new.owner, None), {new.id: 0})
-        if old is None or old.status is not new.status:
-            if old is not None:
-                pipeline.zrem(turns.index_key(new.owner, old.status), new.id)
-            pipeline.zadd(turns.index_key(new.owner, new.status), {new.id: 0})
-            failure = new.failure or (new.attempt.failure if new.attempt and new.status is Status.QUEUED else None)
-            data = {"from": old.status if old else None, "to": new.status}
-            events.append(
-                pipeline, new.id, "status", number, data | (failure.model_dump(mode="json") if failure else {})
-            )
-            self._turn(pipeline, old, new)
-            if new.status.final:
-                webhooks.put(pipeline, new)
-        elif old.cancel_requested_at is None and new.cancel_requested_at is not None:
-            events.append(pipeline, new.id, "cancel_requested", number, {})
-        elif new.status is Status.QUEUED and old.not_before is not None and new.not_before is None:
-            turns.leave(pipeline, new)
-            self._enter(pipeline, new)
-
-    def _turn(self, pipeline: "Pipeline", old: JobRecord | None, new: JobRecord) -> None:
-        """What a change of status means for whoever waits and whoever holds."""
-        if old is not None and old.status is Status.QUEUED:
-            turns.take(pipeline, new) if new.status.running else turns.leave(pipeline, new)
-            if not new.status.running:
-                withdraw(self.queue, pipeline, ticket_of(new.id, len(new.attempts) + 1))
-        if new.attempt is not None and (old is None or not old.status.running) and new.status.running:
-            pipeline.zadd(RUNNING, {new.id: time.time()})
-            pipeline.set(_holds_key(new.attempt.worker), f"{new.id} {new.attempt.number}")
-        if old is not None and old.status.running and not new.status.running:
-            pipeline.zrem(RUNNING, new.id)
-            assert new.attempt is not None
-            pipeline.delete(_holds_key(new.attempt.worker))
-            if self.max_running_per_owner is not None:  # a job of the owner may have waited for this one's end
-                deliver(self.queue, pipeline, f"extra_{secrets.token_hex(8)}")
-        if new.status is Status.QUEUED:
-            self._enter(pipeline, new)
-
-    def _enter(self, pipeline: "Pipeline", record: JobRecord) -> None:
-        if turns.enter(pipeline, record):
-            deliver(self.queue, pipeline, ticket_of(record.id, len(record.attempts) + 1))
 
 
 def open_store(settings: Settings) -> Store:
@@ -448,16 +397,8 @@ def _check_fence(record: JobRecord, attempt: int) -> None:
         )
 
 
-def _record_key(job_id: str) -> str:
-    return f"loraq:job:{job_id}"
-
-
 def _progress_key(job_id: str) -> str:
     return f"loraq:job:{job_id}:progress"
-
-
-def _holds_key(worker: str) -> str:
-    return f"loraq:holds:{worker}"
 
 
 def _idempotency_key(owner: str, key: str) -> str:

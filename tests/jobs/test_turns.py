@@ -7,6 +7,7 @@ import pytest
 
 from jobs import turns
 from jobs.errors import FailureReason
+from jobs.queue import DeliveryJob, ticket_of
 from jobs.record import Failure, JobRecord
 from jobs.status import Status
 from jobs.store import Store
@@ -98,3 +99,13 @@ def test_a_waiting_list_that_names_a_job_which_is_gone_stops_nobody(store, submi
 
     assert store.next_turn("worker").id == job.id
     assert store.redis.zcard(turns.waiting_key("me")) == 0
+
+
+def test_a_ticket_in_use_for_another_job_outlives_the_cancel_of_the_one_it_was_made_for(store, submit):
+    submit("me")
+    second = submit("me")
+    store.request_cancel(second.id)
+
+    assert store.queue.count == 1
+    assert DeliveryJob.exists(ticket_of(second.id, 1), connection=store.redis)  # RQ watches its horse by it
+    assert 0 < store.redis.ttl(DeliveryJob.key_for(ticket_of(second.id, 1))) <= 86_400
