@@ -1,10 +1,10 @@
 """`python -m api.reaper`: gives back what dead workers held, and wakes what waits. It depends on no idle worker.
 The sender of webhooks runs beside it, in a thread of its own.
 
-An attempt is lost when its heartbeat has not *changed* for `lease_s` by this process's own clock. So no clock is
-compared with another's, and an outage of Redis, in which nobody could report, ends no attempt: what was seen before it
-counts for nothing afterwards. Every change it makes is a compare-and-set with the attempt's number: a reaper that wakes
-from a long sleep, or two at once, can do no harm; a lock keeps the second one idle.
+An attempt is lost when this process has watched its heartbeat not *change* for `lease_s`. So no clock is compared with
+another's, and time that nobody watched counts for nothing: neither an outage of Redis, in which nobody could report,
+nor a sleep of this process ends an attempt. Every change it makes is a compare-and-set with the attempt's number: a
+reaper that wakes from a long sleep, or two at once, can do no harm; a lock keeps the second one idle.
 """
 
 # pyright: reportUnknownMemberType=false
@@ -53,7 +53,7 @@ class Reaper:
         self._lock = store.redis.lock(
             LOCK, timeout=LOCK_LIVES_FOR_TICKS * every_s + 1, blocking=False, thread_local=False
         )
-        self._seen: dict[str, tuple[float, float]] = {}  # job id: its heartbeat, and when that was first seen
+        self._silent: dict[str, tuple[float, float]] = {}  # job id: its heartbeat, and seconds watched since it came
         self._ticked_s = time.monotonic()
         self._short_of_tickets = False
 
@@ -67,16 +67,14 @@ class Reaper:
                 outage.over()
             except RedisError as error:
                 outage.met(error)
-                self._seen.clear()
         self._leave()
 
     def tick(self) -> None:
         """Look once."""
         at_s = time.monotonic()
-        if at_s - self._ticked_s > 3 * self._every_s + 1:  # this process slept: what it saw is stale
-            self._seen.clear()
+        watched_s = min(at_s - self._ticked_s, self._every_s)  # more than that was an outage, or this process slept
         self._ticked_s = at_s
-        self._give_back_lost(at_s)
+        self._give_back_lost(watched_s)
         for job_id in turns.due(self._store.redis):
             self._store.wake(job_id)
         self._add_missing_tickets()
@@ -87,7 +85,6 @@ class Reaper:
                 return bool(self._lock.reacquire())
         except LockError:
             pass  # it expired between the two questions
-        self._seen.clear()
         return bool(self._lock.acquire())
 
     def _leave(self) -> None:
@@ -97,14 +94,14 @@ class Reaper:
         except (LockError, RedisError):
             pass  # it expires
 
-    def _give_back_lost(self, at_s: float) -> None:
-        running = self._store.running()
-        for job_id, heartbeat in running.items():
-            if self._seen.get(job_id, (None, 0))[0] != heartbeat:
-                self._seen[job_id] = (heartbeat, at_s)
-        self._seen = {job_id: seen for job_id, seen in self._seen.items() if job_id in running}
-        for job_id, (_, since_s) in self._seen.items():
-            if at_s - since_s >= self._lease_s:
+    def _give_back_lost(self, watched_s: float) -> None:
+        silent: dict[str, tuple[float, float]] = {}
+        for job_id, heartbeat in self._store.running().items():
+            before, silent_s = self._silent.get(job_id, (heartbeat, -watched_s))
+            silent[job_id] = heartbeat, silent_s + watched_s if heartbeat == before else 0.0
+        self._silent = silent
+        for job_id, (_, silent_s) in silent.items():
+            if silent_s >= self._lease_s:
                 self._give_back(job_id)
 
     def _give_back(self, job_id: str) -> None:

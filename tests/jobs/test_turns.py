@@ -57,6 +57,21 @@ def test_an_owner_s_limit_holds_also_when_many_workers_ask_at_once(store, submit
     assert limited.next_turn("again") is not None
 
 
+def test_an_owner_s_limit_holds_when_another_worker_claims_between_two_looks(store, submit, monkeypatch):
+    limited = Store(store.redis, store.queue, max_running_per_owner=1)
+    first, _ = submit("alice"), submit("alice")
+    look = turns.owners
+
+    def slowly(redis):
+        seen = look(redis)
+        limited.claim(first.id, "faster")
+        return seen
+
+    with monkeypatch.context() as patched:
+        patched.setattr(turns, "owners", slowly)
+        assert limited.next_turn("slower") is None
+
+
 def test_a_job_that_failed_waits_before_its_next_turn(store, submit):
     store.retries = type(store.retries)(wait_s_first=0.4)
     job = submit("me")
