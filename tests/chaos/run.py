@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 import tempfile
 import time
@@ -123,6 +124,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first, to play one again")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the system ends with this process
     failed = 0
     started_s = time.monotonic()
     with running_system() as system:
