@@ -11,6 +11,8 @@ import secrets
 import signal
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from types import FrameType
 from typing import Any
@@ -39,6 +41,16 @@ RESTART_WAIT_S = 2.0
 """Before RQ's loop is entered again, when it ended because of Redis."""
 
 
+@contextmanager
+def no_alarm() -> Iterator[None]:
+    """Hold RQ's alarm back: it raises wherever the main thread is, and would end a signal's handler halfway."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+
+
 class AttemptWorker(Worker):
     """RQ's forking worker, on one queue, with loraq's manners."""
 
@@ -53,6 +65,11 @@ class AttemptWorker(Worker):
         return self._shutdown_requested_date is not None
 
     # -- stopping -----------------------------------------------------------------------------------------------------
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """The first SIGTERM: the job is told, and this process ends after it."""
+        with no_alarm():
+            super().request_stop(signum, frame)
 
     def handle_warm_shutdown_request(self) -> None:
         """Pass the first SIGTERM on: the attempt stops its trainer and gives the job back, then this process ends."""
@@ -69,11 +86,13 @@ class AttemptWorker(Worker):
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
         """The second SIGTERM: end at once, and give the job back. What is lost is what came after its checkpoint."""
-        try:
-            super().request_force_stop(signum, frame)
-        except SystemExit:
-            self._give_back(None)
-            raise
+        with no_alarm():
+            try:
+                super().request_force_stop(signum, frame)
+            except SystemExit:
+                signal.signal(signal.SIGALRM, signal.SIG_IGN)  # also the one held back: nothing is monitored any more
+                self._give_back(None)
+                raise
 
     # -- while a horse runs -------------------------------------------------------------------------------------------
 
@@ -115,11 +134,12 @@ class AttemptWorker(Worker):
 
     def handle_work_horse_killed(self, job: Job, retpid: Any, ret_val: Any, rusage: Any) -> None:
         """A horse ended without reporting: say so in the record, which still shows it at work."""
-        name = (
-            signal.Signals(os.WTERMSIG(ret_val)).name
-            if os.WIFSIGNALED(ret_val)
-            else f"code {os.waitstatus_to_exitcode(ret_val)}"
-        )
+        if ret_val is None:  # RQ's alarm took the answer of wait4
+            name = "an unknown signal"
+        elif os.WIFSIGNALED(ret_val):
+            name = signal.Signals(os.WTERMSIG(ret_val)).name
+        else:
+            name = f"code {os.waitstatus_to_exitcode(ret_val)}"
         message = f"The attempt's process was ended by {name} before it could report."
         self._give_back(Failure(reason=FailureReason.CRASHED, message=message))
 
