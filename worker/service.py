@@ -11,8 +11,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from datetime import datetime
 from types import FrameType
 from typing import Any
@@ -23,6 +22,7 @@ from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.timeouts import BaseDeathPenalty, HorseMonitorTimeoutException
 
 from jobs import workers
 from jobs.errors import FailureReason, IllegalTransition, JobNotFound, StaleAttempt
@@ -40,19 +40,26 @@ log = logging.getLogger(__name__)
 RESTART_WAIT_S = 2.0
 """Before RQ's loop is entered again, when it ended because of Redis."""
 
+HORSE_POLL_S = 0.1
+"""How often the parent looks whether its horse has ended."""
 
-@contextmanager
-def no_alarm() -> Iterator[None]:
-    """Hold RQ's alarm back: it raises wherever the main thread is, and would end a signal's handler halfway."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+
+class NoAlarm(BaseDeathPenalty):
+    """RQ's time limits without SIGALRM, whose handler raises wherever the main thread is, so also in SIGTERM's handler:
+    the job was not told, or its attempt not given back. Attempts have deadlines of their own.
+    """
+
+    def setup_death_penalty(self) -> None:
+        """Set no alarm."""
+
+    def cancel_death_penalty(self) -> None:
+        """There is none."""
 
 
 class AttemptWorker(Worker):
     """RQ's forking worker, on one queue, with loraq's manners."""
+
+    death_penalty_class = NoAlarm
 
     store: Store
     settings: Settings
@@ -66,16 +73,12 @@ class AttemptWorker(Worker):
 
     # -- stopping -----------------------------------------------------------------------------------------------------
 
-    def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        """The first SIGTERM: the job is told, and this process ends after it."""
-        with no_alarm():
-            super().request_stop(signum, frame)
-
     def handle_warm_shutdown_request(self) -> None:
         """Pass the first SIGTERM on: the attempt stops its trainer and gives the job back, then this process ends."""
         super().handle_warm_shutdown_request()
         if self.horse_pid:
-            os.kill(self.horse_pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.horse_pid, signal.SIGTERM)
 
     def set_shutdown_requested_date(self) -> None:
         """Tell RQ's dashboard. Not while Redis is gone: the horse still has its grace period."""
@@ -86,13 +89,11 @@ class AttemptWorker(Worker):
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
         """The second SIGTERM: end at once, and give the job back. What is lost is what came after its checkpoint."""
-        with no_alarm():
-            try:
-                super().request_force_stop(signum, frame)
-            except SystemExit:
-                signal.signal(signal.SIGALRM, signal.SIG_IGN)  # also the one held back: nothing is monitored any more
-                self._give_back(None)
-                raise
+        try:
+            super().request_force_stop(signum, frame)
+        except SystemExit:
+            self._give_back(None)
+            raise
 
     # -- while a horse runs -------------------------------------------------------------------------------------------
 
@@ -132,14 +133,30 @@ class AttemptWorker(Worker):
         except RedisError as error:
             log.warning("RQ was not told how the horse ended: %s", error)
 
+    def wait_for_horse(self) -> tuple[int | None, int | None, Any]:
+        """The horse's pid, status and usage when it has ended; all None if they were taken before.
+
+        Raises:
+            HorseMonitorTimeoutException: it still runs after `job_monitoring_interval`, and RQ's heartbeat is due.
+        """
+        deadline = time.monotonic() + self.job_monitoring_interval
+        with suppress(ChildProcessError):
+            while True:
+                pid, status, usage = os.wait4(self.horse_pid, os.WNOHANG)
+                if pid:
+                    return pid, status, usage
+                if time.monotonic() >= deadline:
+                    raise HorseMonitorTimeoutException
+                time.sleep(HORSE_POLL_S)
+        return None, None, None
+
     def handle_work_horse_killed(self, job: Job, retpid: Any, ret_val: Any, rusage: Any) -> None:
         """A horse ended without reporting: say so in the record, which still shows it at work."""
-        if ret_val is None:  # RQ's alarm took the answer of wait4
-            name = "an unknown signal"
-        elif os.WIFSIGNALED(ret_val):
-            name = signal.Signals(os.WTERMSIG(ret_val)).name
-        else:
-            name = f"code {os.waitstatus_to_exitcode(ret_val)}"
+        name = (
+            signal.Signals(os.WTERMSIG(ret_val)).name
+            if os.WIFSIGNALED(ret_val)
+            else f"code {os.waitstatus_to_exitcode(ret_val)}"
+        )
         message = f"The attempt's process was ended by {name} before it could report."
         self._give_back(Failure(reason=FailureReason.CRASHED, message=message))
 

@@ -1,18 +1,20 @@
 """The worker's parent process: light, and on one queue."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from rq import Worker
 
 from jobs.record import JobRecord, now
 from jobs.status import Status
-from worker.service import AttemptWorker, no_alarm, open_worker
+from worker.service import AttemptWorker, open_worker
 
 
 def test_parent_and_horse_import_no_torch():
@@ -29,7 +31,6 @@ def test_one_queue_a_worker(store, settings):
 @pytest.mark.parametrize(
     "name",
     [
-        "request_stop",
         "handle_warm_shutdown_request",
         "set_shutdown_requested_date",
         "request_force_stop",
@@ -37,6 +38,7 @@ def test_one_queue_a_worker(store, settings):
         "heartbeat",
         "maintain_heartbeats",
         "monitor_work_horse",
+        "wait_for_horse",
         "handle_work_horse_killed",
         "register_death",
     ],
@@ -47,56 +49,68 @@ def test_what_is_overridden_is_there_in_rq(name):
     assert name in vars(AttemptWorker)
 
 
-class AlarmRang(Exception):
-    """What RQ's alarm raises."""
+@pytest.fixture
+def horse():
+    """A process to watch, in a group of its own, as RQ's horse is."""
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()
 
 
 @pytest.fixture
-def alarm():
-    """An alarm like RQ's, rung by calling it."""
+def watching(store, settings, horse, monkeypatch):
+    """A worker that holds a job and is about to watch its horse, with a heartbeat every second."""
+    worker = open_worker(store, settings)
+    worker._horse_pid, worker.job_monitoring_interval = horse.pid, 1
+    worker.heartbeats = 0
 
-    def ring(signum, frame):
-        raise AlarmRang
+    def beat(job, execution):
+        worker.heartbeats += 1
 
-    before = signal.signal(signal.SIGALRM, ring)
-    yield lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
-    signal.signal(signal.SIGALRM, before)
+    monkeypatch.setattr(worker, "maintain_heartbeats", beat)
+    return worker
 
 
-def test_an_alarm_waits_for_the_end_of_a_handler(alarm):
-    done = []
-
-    with pytest.raises(AlarmRang), no_alarm():  # noqa: PT012
-        alarm()
-        time.sleep(0.01)
-        done.append("all of it")
-
-    assert done
+def watch(worker: AttemptWorker) -> None:
+    worker.monitor_work_horse(
+        SimpleNamespace(id="job", timeout=-1), worker.store.queue, SimpleNamespace(id="execution")
+    )
 
 
 @pytest.mark.integration
-def test_an_alarm_during_the_second_sigterm_leaves_no_attempt_open(store, settings, make_spec, alarm, monkeypatch):
-    worker = open_worker(store, settings)
+def test_a_second_sigterm_longer_than_the_monitoring_interval_gives_the_attempt_back(
+    watching, horse, store, make_spec, monkeypatch
+):
     job = store.submit(JobRecord.create("me", make_spec()))
-    store.next_turn(worker.name)
-    worker._shutdown_requested_date = now() - timedelta(seconds=2)
-    worker._horse_pid = 1
-    monkeypatch.setattr(worker, "kill_horse", alarm)
-    monkeypatch.setattr(worker, "wait_for_horse", lambda: time.sleep(0.01))
+    store.next_turn(watching.name)
+    watching._shutdown_requested_date = now() - timedelta(seconds=2)
+    held_by = store.held_by
+    monkeypatch.setattr(store, "held_by", lambda name: time.sleep(2) or held_by(name))  # a slow Redis
+    before = signal.signal(signal.SIGTERM, watching.request_force_stop)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
     with pytest.raises(SystemExit):
-        worker.request_force_stop(signal.SIGTERM, None)
+        watch(watching)
+    signal.signal(signal.SIGTERM, before)
 
     record = store.get(job.id)
     assert (record.status, record.attempt.outcome) == (Status.QUEUED, "preempted")
+    assert horse.poll() is not None
 
 
 @pytest.mark.integration
-def test_a_horse_whose_end_nobody_saw_is_given_back(store, settings, make_spec):
-    worker = open_worker(store, settings)
-    job = store.submit(JobRecord.create("me", make_spec()))
-    store.next_turn(worker.name)
+def test_rq_has_its_heartbeats_until_the_horse_ends(watching):
+    with subprocess.Popen(["sleep", "2.5"]) as horse:
+        watching._horse_pid = horse.pid
+        watch(watching)
 
-    worker.handle_work_horse_killed(None, None, None, None)
+    assert (watching.heartbeats, watching.horse_pid) == (2, 0)
 
-    assert "unknown signal" in store.get(job.id).attempt.failure.message
+
+@pytest.mark.integration
+def test_a_first_sigterm_that_finds_the_horse_gone_is_no_error(watching, horse):
+    horse.kill()
+    horse.wait()
+
+    watching.handle_warm_shutdown_request()
