@@ -9,9 +9,10 @@ from fastapi import Request
 from api.errors import BodyTooLarge, UnsupportedMediaType
 from api.public_address import Allowed, ForbiddenAddress, check_url
 from jobs.errors import InvalidSpec, Problem, UriNotAllowed
+from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.spec_text import MAX_SPEC_BYTES, Check, parse_spec, read_spec
-from jobs.uri import S3Uri, check_bucket_allowed
+from jobs.uri import S3Uri, check_readable, check_writable
 
 JSON_TYPES = ("application/json",)
 YAML_TYPES = ("application/yaml", "text/yaml")
@@ -49,13 +50,13 @@ async def spec_body(request: Request) -> tuple[str, bytes]:
     return media_type, await read_body(request, MAX_SPEC_BYTES)
 
 
-def submitted_spec(media_type: str, body: bytes, buckets: tuple[str, ...], webhooks_to: Allowed) -> JobSpec:
-    """The spec in a body.
+def submitted_spec(media_type: str, body: bytes, settings: Settings, owner: str, webhooks_to: Allowed) -> JobSpec:
+    """The spec in a body of `owner`.
 
     Raises:
-        InvalidSpec: with every field at fault, also those that name a bucket or an address which is not open.
+        InvalidSpec: with every field at fault, also those that name a folder or an address which is not open.
     """
-    checks = _only(buckets), _webhook_only(webhooks_to)
+    checks = _only_opened(settings, owner), _webhook_only(webhooks_to)
     if media_type in YAML_TYPES:
         return read_spec(body, *checks)
     try:
@@ -66,15 +67,19 @@ def submitted_spec(media_type: str, body: bytes, buckets: tuple[str, ...], webho
     return parse_spec(data, *checks)
 
 
-def _only(buckets: tuple[str, ...]) -> Check:
-    """A check that all s3:// URIs of a spec lie in these buckets."""
+def _only_opened(settings: Settings, owner: str) -> Check:
+    """A check that all s3:// URIs of a spec lie where its owner may read and write."""
 
     def check(spec: JobSpec) -> Iterator[Problem]:
-        uris = {"base_model": spec.base_model, "dataset.uri": spec.dataset.uri, "output.uri": spec.output.uri}
-        for field, uri in uris.items():
+        uris = (
+            ("base_model", spec.base_model, check_readable),
+            ("dataset.uri", spec.dataset.uri, check_readable),
+            ("output.uri", spec.output.uri, check_writable),
+        )
+        for field, uri, check_opened in uris:
             if uri.startswith("s3://"):  # whether a file:// is open, the worker knows: it lies there
                 try:
-                    check_bucket_allowed(S3Uri.parse(uri), buckets)
+                    check_opened(S3Uri.parse(uri), settings, owner)
                 except UriNotAllowed as error:
                     yield Problem(field, str(error))
 

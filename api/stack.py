@@ -89,6 +89,9 @@ class Stack:
             "LORAQ_S3_ENDPOINT_URL": self._s3.endpoint_url,
             "LORAQ_S3_ACCESS_KEY_ID": self._s3.access_key_id,
             "LORAQ_S3_SECRET_ACCESS_KEY": self._s3.secret_access_key,
+            # One person's machine: every owner may read and write everywhere.
+            "LORAQ_READABLE": "s3://datasets/,s3://models/,s3://outputs/",
+            "LORAQ_WRITABLE": "s3://outputs/",
             "LORAQ_DATA_DIR": str(self.folder / "worker"),
             "LORAQ_ALLOWED_FOLDERS": ",".join(map(str, self._allow_folders)),
         }

@@ -11,6 +11,8 @@ LoraqError                    `code` is stable and may be matched by programs; t
 └── StorageError              something about the bucket
     ├── ObjectNotFound        no such object or bucket
     ├── StorageDenied         the credentials are refused
+    ├── CredentialsExpired    the credentials were good once
+    ├── DiskFull              no room, on this machine or in the object store
     ├── StorageUnavailable    no answer, or only errors, after all retries
     └── UriNotAllowed         the URI lies outside the buckets and folders that the operator opened
 """
@@ -149,6 +151,19 @@ class StorageDenied(StorageError):
 
     code = "storage_denied"
     reason = FailureReason.STORAGE_DENIED
+
+
+class CredentialsExpired(StorageDenied):
+    """The object store says that these credentials were good once."""
+
+    code = "credentials_expired"
+
+
+class DiskFull(StorageError):
+    """No room for the bytes, on this machine or in the object store."""
+
+    code = "disk_full"
+    reason = FailureReason.DISK_FULL
 
 
 class StorageUnavailable(StorageError):

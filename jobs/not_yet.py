@@ -12,10 +12,9 @@ def not_yet(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("base_model", "hf:// is not carried out yet: upload the model to a bucket and name it as s3://.")
     if spec.dataset.uri.startswith("hf://"):
         yield Problem("dataset.uri", "hf:// is not carried out yet: use `loraq submit --dataset DIR` or s3://.")
-    if spec.dataset.uri.endswith((".zip", ".tar", ".tar.gz", ".tgz")) or "{" in spec.dataset.uri:
+    if "{" in spec.dataset.uri:
         yield Problem(
-            "dataset.uri",
-            "archives and WebDataset shards are not carried out yet: unpack them into a folder that ends in /.",
+            "dataset.uri", "WebDataset shards are not carried out yet: unpack them into a folder that ends in /."
         )
     if spec.dataset.captions.shuffle_tags:
         yield Problem("dataset.captions.shuffle_tags", "is not carried out yet: leave it false.")

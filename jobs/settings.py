@@ -1,5 +1,6 @@
 """Everything that is set from outside: environment variables `LORAQ_*`, read once in a program's main()."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -8,6 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # A comma-separated list in the environment; NoDecode keeps pydantic-settings from asking for JSON.
 Names = Annotated[tuple[str, ...], NoDecode]
+_FOLDER = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(\{owner\}|[^{}])*)?")
 Folders = Annotated[tuple[Path, ...], NoDecode]
 
 
@@ -33,7 +35,22 @@ class Settings(BaseSettings):
     s3_region: str = Field(default="us-east-1", description="Region that signatures name.")
     s3_access_key_id: SecretStr | None = Field(default=None, description="Unset: boto3's own chain (instance role, …).")
     s3_secret_access_key: SecretStr | None = Field(default=None, description="Belongs to s3_access_key_id.")
-    buckets: Names = Field(default=("datasets", "models", "outputs"), description="Buckets that a spec may name.")
+    s3_stall_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="An answer of the object store that brings nothing, or less than 1 KiB a second, for so long is "
+        "dropped and asked for again.",
+    )
+    readable: Names = Field(
+        default=("s3://datasets/{owner}/", "s3://models/", "s3://outputs/{owner}/"),
+        description="Folders whose objects a spec may name as base model or dataset; {owner} is whose spec it is.",
+    )
+    writable: Names = Field(
+        default=("s3://outputs/{owner}/",), description="Folders below which a spec may put its output."
+    )
+    max_dataset_gib: float = Field(
+        default=50.0, gt=0, description="The largest dataset that a worker fetches, also once it is unpacked."
+    )
     datasets_bucket: str = Field(default="datasets", description="Bucket that `loraq submit --dataset` uploads to.")
     allowed_folders: Folders = Field(
         default=(), description="Folders of the worker that file:// may name; empty: none."
@@ -95,12 +112,28 @@ class Settings(BaseSettings):
         default=None, ge=1, description="Jobs of one owner that run at once; the others wait. Unset: no limit."
     )
 
-    @field_validator("buckets", "allowed_folders", "webhook_allow", mode="before")
+    @property
+    def buckets(self) -> tuple[str, ...]:
+        """Every bucket that a spec may name."""
+        folders = (*self.readable, *self.writable)
+        return tuple(dict.fromkeys(folder.removeprefix("s3://").partition("/")[0] for folder in folders))
+
+    @field_validator("readable", "writable", "allowed_folders", "webhook_allow", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("readable", "writable")
+    @classmethod
+    def _are_folders(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
+        for folder in folders:
+            if not _FOLDER.fullmatch(folder):
+                raise ValueError(
+                    f"{folder} is no folder in a bucket: write s3://bucket/folder/ or s3://bucket/{{owner}}/."
+                )
+        return folders
 
     @model_validator(mode="after")
     def _lease_outlasts_heartbeats(self) -> Self:

@@ -42,7 +42,8 @@ class DatasetSpec(Section):
     """Where the pictures are and how their captions are read."""
 
     uri: SourceUri = Field(
-        description="Pictures with .txt captions beside them: s3://bucket/folder/, or file:///folder/."
+        description="Pictures with .txt captions beside them: s3://bucket/folder/, or a .zip, .tar, .tar.gz or .tgz "
+        "there, or file:///folder/."
     )
     trigger: Text | None = Field(default=None, description="Put before each caption.")
     captions: CaptionSpec = CaptionSpec()

@@ -8,22 +8,33 @@ of the whole object. SigV4 and path-style addresses everywhere.
 # pyright: reportUnknownMemberType=false
 # boto3 types its methods in part.
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
-from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_attempt,
+    stop_any,
+    stop_when_event_set,
+    wait_exponential_jitter,
+)
 
-from jobs.errors import ObjectNotFound, StorageDenied, StorageError, StorageUnavailable
+from jobs.download import Download
+from jobs.errors import CredentialsExpired, ObjectNotFound, StorageError, StorageUnavailable
+from jobs.object_stream import ObjectStream
 from jobs.settings import Settings
+from jobs.storage_errors import named_errors
 from jobs.uri import S3Uri
 
 if TYPE_CHECKING:
@@ -31,11 +42,11 @@ if TYPE_CHECKING:
 
 PARALLEL_FILES = 8
 
-# One file after another moves in parts of 16 MiB, eight at once; PARALLEL_FILES small files move at once besides.
-_TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=16 << 20, max_concurrency=8)
+UPLOAD_TRIES = 4
 
-_NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
-_DENIED = {"401", "403", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+_UPLOAD = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=16 << 20, max_concurrency=PARALLEL_FILES)
+
+OnBytes = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -51,13 +62,14 @@ class Storage:
     """One object store, with the credentials of the settings."""
 
     def __init__(self, settings: Settings) -> None:
+        self._stall_s = settings.s3_stall_s
         self._client = _client(settings, settings.s3_endpoint_url)
         self._public = _client(settings, settings.s3_public_endpoint_url or settings.s3_endpoint_url)
 
     def list(self, folder: S3Uri) -> list[StoredObject]:
         """Every object below `folder`, by key. An empty list says that there is none, or no such folder."""
         found: list[StoredObject] = []
-        with _named_errors(folder):
+        with named_errors(folder):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=folder.bucket, Prefix=folder.key):
                 for entry in page.get("Contents", []):
                     if "Key" in entry and not entry["Key"].endswith("/"):
@@ -71,7 +83,7 @@ class Storage:
         Raises:
             ObjectNotFound: there is none.
         """
-        with _named_errors(uri):
+        with named_errors(uri):
             head = self._client.head_object(Bucket=uri.bucket, Key=uri.key)
         return StoredObject(uri, head["ContentLength"], head["LastModified"])
 
@@ -82,44 +94,96 @@ class Storage:
             ObjectNotFound: there is none.
             StorageError: it is larger than `limit_bytes`.
         """
-        with _named_errors(uri):
-            body = self._client.get_object(Bucket=uri.bucket, Key=uri.key)["Body"]
-            data = body.read(limit_bytes + 1)
-        if len(data) > limit_bytes:
+        stream = ObjectStream(self._client, uri, self._stall_s)
+        if stream.version.size_bytes > limit_bytes:
             raise StorageError(f"{uri} is larger than {limit_bytes} bytes, the limit for what is read whole.")
-        return data
+        return b"".join(stream)
 
     def write(self, uri: S3Uri, data: bytes) -> None:
         """Write a small object at once."""
-        with _named_errors(uri):
+        with named_errors(uri):
             self._client.put_object(Bucket=uri.bucket, Key=uri.key, Body=data)
 
     def delete(self, uris: Sequence[S3Uri]) -> None:
         """Delete objects, in this order; one that is gone already is no error."""
         for uri in uris:
-            with _named_errors(uri):
+            with named_errors(uri):
                 self._client.delete_object(Bucket=uri.bucket, Key=uri.key)
 
-    def download(self, uri: S3Uri, path: Path, on_bytes: Callable[[int], None] | None = None) -> None:
-        """One object into a file, in parallel parts; the file appears under its name only when it is whole."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        with _named_errors(uri):
-            self._client.download_file(uri.bucket, uri.key, str(part), Config=_TRANSFER, Callback=on_bytes)
-        part.replace(path)
+    def sha256(self, uri: S3Uri) -> str:
+        """The SHA-256 of what lies there, in hexadecimal: every byte is read back.
 
-    def upload(self, path: Path, uri: S3Uri, on_bytes: Callable[[int], None] | None = None) -> None:
-        """One file into an object, in parallel parts."""
-        with _named_errors(uri):
-            self._client.upload_file(str(path), uri.bucket, uri.key, Config=_TRANSFER, Callback=on_bytes)
+        Raises:
+            ObjectNotFound: there is none.
+        """
+        digest = hashlib.sha256()
+        for chunk in ObjectStream(self._client, uri, self._stall_s):
+            digest.update(chunk)
+        return digest.hexdigest()
 
-    def download_all(self, files: Iterable[tuple[S3Uri, Path]], on_bytes: Callable[[int], None] | None = None) -> None:
-        """Many objects, several at once; the first error ends it."""
-        _all_at_once(lambda file: self.download(file[0], file[1], on_bytes), files)
+    def download(self, uri: S3Uri, path: Path, on_bytes: OnBytes | None = None) -> None:
+        """One object into a file; see download_all."""
+        self.download_all([(uri, path)], on_bytes)
 
-    def upload_all(self, files: Iterable[tuple[Path, S3Uri]], on_bytes: Callable[[int], None] | None = None) -> None:
-        """Many files, several at once; the first error ends it."""
-        _all_at_once(lambda file: self.upload(file[0], file[1], on_bytes), files)
+    def upload(self, path: Path, uri: S3Uri, on_bytes: OnBytes | None = None) -> None:
+        """One file into an object; see upload_all."""
+        self.upload_all([(path, uri)], on_bytes)
+
+    def download_all(self, files: Iterable[tuple[S3Uri, Path]], on_bytes: OnBytes | None = None) -> None:
+        """Objects into files, several at once and large ones in parallel parts; the first error ends it.
+
+        A file appears under its name only when it is whole. What has come of the others stays beside them for the next
+        try: jobs/download.py.
+
+        Args:
+            on_bytes: called with the bytes that came since its last call, also while none come, from several threads;
+                may raise to end it.
+        """
+        stop, tell = threading.Event(), on_bytes or _tell_nobody
+        parts = ThreadPoolExecutor(PARALLEL_FILES, thread_name_prefix="parts")
+
+        def fetch(file: tuple[S3Uri, Path]) -> None:
+            Download(self._client, *file, self._stall_s, stop, tell).run(parts)
+
+        try:
+            _all_at_once(fetch, files, stop, tell)
+        finally:
+            parts.shutdown(wait=False, cancel_futures=True)
+
+    def upload_all(self, files: Iterable[tuple[Path, S3Uri]], on_bytes: OnBytes | None = None) -> None:
+        """Files into objects, several at once and large ones in parallel parts; the first error ends it."""
+        stop, tell = threading.Event(), on_bytes or _tell_nobody
+
+        def count(moved_bytes: int) -> None:
+            if stop.is_set():
+                raise StorageUnavailable("Another file could not be uploaded.")
+            tell(moved_bytes)
+
+        def send(file: tuple[Path, S3Uri]) -> None:
+            path, uri = file
+            for attempt in _patiently(stop):
+                with attempt, named_errors(uri):
+                    self._client.upload_file(str(path), uri.bucket, uri.key, Config=_UPLOAD, Callback=count)
+
+        _all_at_once(send, files, stop, tell)
+
+    def abort_uploads(self, folder: S3Uri) -> int:
+        """End multipart uploads below `folder` that were begun and never ended; they cost room and show nowhere.
+
+        Returns:
+            How many there were.
+        """
+        aborted = 0
+        with named_errors(folder):
+            listing = self._client.get_paginator("list_multipart_uploads")
+            for page in listing.paginate(Bucket=folder.bucket, Prefix=folder.key):
+                for each in page.get("Uploads", []):
+                    if "Key" in each and "UploadId" in each:
+                        self._client.abort_multipart_upload(
+                            Bucket=folder.bucket, Key=each["Key"], UploadId=each["UploadId"]
+                        )
+                        aborted += 1
+        return aborted
 
     def presign_get(self, uri: S3Uri, expires_s: int = 3600) -> str:
         """A URL by which anyone may fetch the object for `expires_s` seconds, at the public endpoint."""
@@ -133,7 +197,7 @@ class Storage:
 
     def check(self, bucket: str) -> None:
         """Raise a StorageError unless the bucket is there and ours to list."""
-        with _named_errors(S3Uri(bucket, "")):
+        with named_errors(S3Uri(bucket, "")):
             self._client.list_objects_v2(Bucket=bucket, MaxKeys=1)
 
     def make_bucket(self, bucket: str) -> None:
@@ -141,7 +205,7 @@ class Storage:
         try:
             self.check(bucket)
         except ObjectNotFound:
-            with _named_errors(S3Uri(bucket, "")):
+            with named_errors(S3Uri(bucket, "")):
                 self._client.create_bucket(Bucket=bucket)
 
 
@@ -153,7 +217,7 @@ def _client(settings: Settings, endpoint_url: str | None) -> "S3Client":
         response_checksum_validation="when_required",
         retries={"mode": "standard", "max_attempts": 8},
         connect_timeout=5,
-        read_timeout=60,
+        read_timeout=settings.s3_stall_s,
         max_pool_connections=PARALLEL_FILES * 2,
     )
     key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
@@ -167,42 +231,36 @@ def _client(settings: Settings, endpoint_url: str | None) -> "S3Client":
     )
 
 
-def _all_at_once(move: Callable[[Any], None], files: Iterable[Any]) -> None:
-    with ThreadPoolExecutor(PARALLEL_FILES, thread_name_prefix="storage") as pool:
-        moves = [pool.submit(move, file) for file in files]
-        try:
-            for each in moves:
-                each.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-@contextmanager
-def _named_errors(uri: S3Uri) -> Generator[None]:
-    """Turn boto's errors into ours: what, where, and what to do."""
+def _all_at_once(move: Callable[[Any], None], files: Iterable[Any], stop: threading.Event, tell: OnBytes) -> None:
+    """Move each of `files`. At the first error, or when `tell` raises, `stop` is set and the rest is left."""
+    pool = ThreadPoolExecutor(PARALLEL_FILES, thread_name_prefix="storage")
+    waiting = {pool.submit(move, file) for file in files}
     try:
-        yield
-    except ClientError as error:
-        raise _from_client_error(uri, error) from error
-    except S3UploadFailedError as error:
-        cause = error.__context__
-        if isinstance(cause, ClientError):
-            raise _from_client_error(uri, cause) from error
-        raise StorageUnavailable(f"{uri} could not be written: {error}.") from error
-    except (BotoCoreError, HTTPClientError) as error:
-        raise StorageUnavailable(f"The object store did not answer for {uri}: {error}") from error
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
+            for each in done:
+                each.result()
+            tell(0)
+    except BaseException:
+        stop.set()
+        for each in waiting:
+            each.cancel()
+        wait(waiting, timeout=2)  # one that hangs on a socket is not waited for
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _from_client_error(uri: S3Uri, error: ClientError) -> StorageError:
-    code = str(error.response.get("Error", {}).get("Code", "unknown"))
-    if code == "NoSuchBucket":
-        return ObjectNotFound(f"There is no bucket {uri.bucket!r} ({uri}). Make it, or name another.")
-    if code in _NOT_FOUND:
-        return ObjectNotFound(f"There is no object {uri}. Look at its spelling, or upload it first.")
-    if code in _DENIED:
-        return StorageDenied(
-            f"The object store refuses access to {uri} ({code}). "
-            "Look at LORAQ_S3_ACCESS_KEY_ID, its secret and its rights."
-        )
-    return StorageUnavailable(f"The object store answered {code} for {uri}, after all retries.")
+def _patiently(stop: threading.Event) -> Retrying:
+    """Tries of an upload, on top of those that boto3 makes of each request."""
+    return Retrying(
+        retry=retry_if_exception_type((StorageUnavailable, CredentialsExpired)),
+        stop=stop_any(stop_after_attempt(UPLOAD_TRIES), stop_when_event_set(stop)),
+        wait=wait_exponential_jitter(multiplier=1, max=20),
+        sleep=sleep_using_event(stop),
+        reraise=True,
+    )
+
+
+def _tell_nobody(_bytes: int) -> None:
+    pass

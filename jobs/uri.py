@@ -1,4 +1,4 @@
-"""Addresses of files: s3://bucket/key and file:///folder, and which of them a spec may name."""
+"""Addresses of files: s3://bucket/key and file:///folder, and which of them an owner's spec may name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from jobs.errors import UriNotAllowed
+from jobs.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,21 @@ class S3Uri:
         return f"s3://{self.bucket}/{self.key}"
 
 
-def check_bucket_allowed(uri: S3Uri, buckets: tuple[str, ...]) -> None:
-    """Raise UriNotAllowed unless the operator opened this bucket."""
-    if uri.bucket not in buckets:
-        raise UriNotAllowed(
-            f"{uri} names the bucket {uri.bucket!r}, but specs may name only {', '.join(buckets)} (LORAQ_BUCKETS)."
-        )
+def check_readable(uri: S3Uri, settings: Settings, owner: str) -> None:
+    """Raise UriNotAllowed unless the operator lets `owner` read there."""
+    _check_below(uri, settings.readable, owner, "read", "LORAQ_READABLE")
+
+
+def check_writable(uri: S3Uri, settings: Settings, owner: str) -> None:
+    """Raise UriNotAllowed unless the operator lets `owner` write there."""
+    _check_below(uri, settings.writable, owner, "write", "LORAQ_WRITABLE")
+
+
+def _check_below(uri: S3Uri, opened: tuple[str, ...], owner: str, do: str, setting: str) -> None:
+    folders = [S3Uri.parse(each.replace("{owner}", owner)).folder() for each in opened]
+    if not any(uri.bucket == each.bucket and uri.folder().key.startswith(each.key) for each in folders):
+        names = ", ".join(map(str, folders)) or "nowhere"
+        raise UriNotAllowed(f"{uri} lies outside where {owner} may {do}: {names} ({setting}). Name a folder there.")
 
 
 def allowed_folder(uri: str, folders: tuple[Path, ...]) -> Path:

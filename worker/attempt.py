@@ -7,17 +7,15 @@ attempt early is told apart in `run_attempt`, and nothing but the manifest, writ
 import logging
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from jobs import events
-from jobs.errors import FailureReason, IllegalTransition, ObjectNotFound, StorageError
+from jobs.errors import FailureReason, IllegalTransition, ObjectNotFound, StorageError, StorageUnavailable
 from jobs.manifest import MANIFEST_NAME, Manifest, ManifestFile, attempt_folder, manifest_of
 from jobs.record import Failure, JobRecord
 from jobs.settings import Settings
@@ -25,8 +23,9 @@ from jobs.spec_text import write_spec
 from jobs.status import Status
 from jobs.storage import Storage
 from jobs.store import open_store
-from jobs.uri import S3Uri, check_bucket_allowed
+from jobs.uri import S3Uri, check_writable
 from worker import stop
+from worker.archives import ArchiveInvalid
 from worker.checkpoints import (
     CheckpointDamaged,
     CheckpointUploads,
@@ -41,6 +40,7 @@ from worker.inputs import InputMissing, Inputs
 from worker.lease import UPLOAD_SHARE_OF_GRACE, Cancelled, Lease, LeaseLost, Preempted, TimedOut
 from worker.loop.config_json import write_config
 from worker.process import Fact, TrainerFailed, TrainerProcess
+from worker.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def run_attempt() -> None:
             _end(lease, lambda: lease.give_back(None))
         except TimedOut as ending:
             _fail(lease, FailureReason.TIMED_OUT, str(ending))
-        except (InputMissing, StorageError, TrainerFailed) as error:
+        except (InputMissing, ArchiveInvalid, StorageError, TrainerFailed) as error:
             _fail(lease, error.reason, str(error))
         except Exception as error:
             log.exception("The attempt at job %s met a bug of loraq's", lease.job_id)
@@ -88,17 +88,18 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
     storage = Storage(settings)
     data_dir = settings.data_dir.expanduser()
     output_uri = S3Uri.parse(record.output_uri)
-    check_bucket_allowed(output_uri, settings.buckets)
+    check_writable(output_uri, settings, record.owner)
     storage.check(output_uri.bucket)  # better now than after hours of training
     if _committed(storage, output_uri, record.id):
         return  # an attempt before this one was ended between its commit and its report
+    _abort_uploads(storage, output_uri)
     with (
-        _scratch(data_dir / "scratch", f"{record.id}-{lease.attempt}-") as scratch,
+        scratch_folder(data_dir / "scratch", f"{record.id}-{lease.attempt}-") as scratch,
         Downloads(data_dir / "downloads", storage, int(settings.cache_max_gib * 2**30)) as downloads,
     ):
         output = scratch / "output"
         output.mkdir()
-        inputs = Inputs(settings, storage, downloads)
+        inputs = Inputs(settings, storage, downloads, record.owner)
         lease.event("phase", {"name": "fetching"})
         places = Places(
             dataset=inputs.dataset(record.spec.dataset.uri, lease.check),
@@ -241,9 +242,22 @@ def _commit(
     there = {file.stored_as for file in samples}
     own = [file for file in manifest.files if file.stored_as not in there]
     storage.upload_all(((output / file.path, output_uri / file.stored_as) for file in own), lease.check)
+    for file in manifest.files:
+        lease.check()
+        if storage.sha256(output_uri / file.stored_as) != file.sha256:
+            raise StorageUnavailable(f"{output_uri}{file.stored_as} reads back as other bytes than were written.")
     lease.confirm()
     if not _committed(storage, output_uri, record.id):  # the first commit stands
         storage.write(output_uri / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode())
+
+
+def _abort_uploads(storage: Storage, output_uri: S3Uri) -> None:
+    """End what attempts that were killed had begun to upload. Best effort: some servers do not list it."""
+    try:
+        if aborted := storage.abort_uploads(output_uri):
+            log.info("Ended %d uploads below %s, which attempts that were killed have left", aborted, output_uri)
+    except StorageError as error:
+        log.warning("Uploads that were left below %s are not ended: %s", output_uri, error)
 
 
 def _save_log(output: Path, folder: S3Uri, storage: Storage) -> None:
@@ -272,11 +286,3 @@ def _forget_checkpoints(record: JobRecord, settings: Settings) -> None:
         delete_checkpoints(Storage(settings), S3Uri.parse(record.output_uri))
     except StorageError as error:
         log.warning("Checkpoints of job %s were left in the bucket: %s", record.id, error)
-
-
-@contextmanager
-def _scratch(folder: Path, prefix: str) -> Generator[Path]:
-    """A folder that is gone afterwards."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as name:
-        yield Path(name)

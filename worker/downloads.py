@@ -16,11 +16,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self, TextIO
 
-from jobs.errors import StorageError, StorageUnavailable
+from jobs.errors import DiskFull, StorageError, StorageUnavailable
 from jobs.storage import Storage, StoredObject
 from jobs.uri import S3Uri
+from worker.archives import ArchiveInvalid
 
 log = logging.getLogger(__name__)
+
+OnBytes = Callable[[int], None]
+Unpack = Callable[[Path, Path], None]
 
 SPARE_BYTES = 1 << 30
 """Room that a download leaves on the disk."""
@@ -45,15 +49,19 @@ class Downloads:
     def __exit__(self, *_: object) -> None:
         self._in_use.close()
 
-    def fetch(self, objects: list[StoredObject], root: S3Uri, on_bytes: Callable[[int], None]) -> Path:
+    def fetch(self, objects: list[StoredObject], root: S3Uri, on_bytes: OnBytes, unpack: Unpack | None = None) -> Path:
         """A local folder with `objects` under their names below `root`; from the cache if they are there.
 
-        `on_bytes` is called with the bytes that came since the last call, also while waiting, and may raise to end it.
+        Args:
+            on_bytes: called with the bytes that came since the last call, also while waiting; may raise to end it.
+            unpack: makes the entry, a folder that is not there yet, out of the one object that was downloaded.
 
         Raises:
-            StorageError: the store fails, or the disk has no room.
+            whatever `unpack` raises.
+            StorageError: the store fails.
+            DiskFull: there is no room.
         """
-        entry = self.folder / _entry_name(objects)
+        entry = self.folder / _entry_name(objects, unpack is not None)
         if entry in self._fetched:  # our own shared lock would keep us from the exclusive one
             return entry
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +72,10 @@ class Downloads:
                     on_bytes(0)
                     time.sleep(0.5)  # another worker is downloading the same entry
                 if not entry.exists():
-                    self._download(objects, root, entry, on_bytes)
+                    partial = self._download(objects, root, entry, on_bytes)
+                    if unpack is not None:
+                        partial = _unpacked(partial, _name(objects[0], root), entry, unpack)
+                    partial.rename(entry)
                 os.utime(entry)
                 fcntl.flock(lock, fcntl.LOCK_SH)
                 if entry.exists():  # else it was dropped between the two locks
@@ -73,7 +84,8 @@ class Downloads:
         self._fetched.add(entry)
         return entry
 
-    def _download(self, objects: list[StoredObject], root: S3Uri, entry: Path, on_bytes: Callable[[int], None]) -> None:
+    def _download(self, objects: list[StoredObject], root: S3Uri, entry: Path, on_bytes: OnBytes) -> Path:
+        """Fill `<entry>.partial`, and return it."""
         partial = entry.with_suffix(".partial")
         missing = [each for each in objects if not _is_whole(partial / _name(each, root), each)]
         need_bytes = sum(each.size_bytes for each in missing)
@@ -86,7 +98,7 @@ class Downloads:
                 raise StorageUnavailable(
                     f"{each.uri} came with another size than listed: it changed meanwhile. Try again."
                 )
-        partial.rename(entry)
+        return partial
 
     def _make_room(self, need_bytes: int) -> None:
         entries = sorted((e for e in self.folder.iterdir() if e.is_dir()), key=lambda e: e.stat().st_mtime)
@@ -102,15 +114,30 @@ class Downloads:
                     shutil.rmtree(entry)
         free_bytes = shutil.disk_usage(self.folder).free
         if free_bytes < need_bytes + SPARE_BYTES:
-            raise StorageError(
+            raise DiskFull(
                 f"The worker's disk has {free_bytes / 2**30:.1f} GiB free at {self.folder}, but the download needs "
                 f"{need_bytes / 2**30:.1f} GiB and 1 GiB to spare. Free some, or set LORAQ_DATA_DIR to a larger disk."
             )
 
 
-def _entry_name(objects: Iterable[StoredObject]) -> str:
+def _unpacked(partial: Path, name: str, entry: Path, unpack: Unpack) -> Path:
+    """A folder with what the one object in `partial` holds. What is no archive is not kept for another try."""
+    unpacked = entry.with_suffix(".unpacked")
+    shutil.rmtree(unpacked, ignore_errors=True)
+    try:
+        unpack(partial / name, unpacked)
+    except BaseException as error:
+        shutil.rmtree(unpacked, ignore_errors=True)
+        if isinstance(error, ArchiveInvalid):
+            shutil.rmtree(partial)
+        raise
+    shutil.rmtree(partial)
+    return unpacked
+
+
+def _entry_name(objects: Iterable[StoredObject], unpacked: bool) -> str:
     listing = "\n".join(f"{each.uri} {each.size_bytes} {each.modified_at.isoformat()}" for each in objects)
-    return hashlib.sha256(listing.encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{listing}{' unpacked' if unpacked else ''}".encode()).hexdigest()[:32]
 
 
 def _name(each: StoredObject, root: S3Uri) -> str:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from jobs.errors import FailureReason, LoraqError, ObjectNotFound
 from jobs.settings import Settings
-from jobs.storage import Storage
-from jobs.uri import S3Uri, allowed_folder, check_bucket_allowed
+from jobs.storage import Storage, StoredObject
+from jobs.uri import S3Uri, allowed_folder, check_readable
+from worker.archives import is_archive, unpack
 from worker.downloads import Downloads
 
 MAX_DATASET_FILES = 100_000
@@ -23,10 +24,11 @@ class InputMissing(LoraqError):
 
 
 class Inputs:
-    """Fetches what specs name, within what the operator opened."""
+    """Fetches what a spec names, within what the operator opened for its owner."""
 
-    def __init__(self, settings: Settings, storage: Storage, downloads: Downloads) -> None:
+    def __init__(self, settings: Settings, storage: Storage, downloads: Downloads, owner: str) -> None:
         self._settings = settings
+        self._owner = owner
         self._storage = storage
         self._downloads = downloads
 
@@ -41,26 +43,29 @@ class Inputs:
         address = S3Uri.parse(uri)
         if not address.key.endswith((".safetensors", ".ckpt", ".pt")):
             return self._folder(address.folder(), FailureReason.BASE_MODEL_INVALID, "base_model", on_bytes)
-        check_bucket_allowed(address, self._settings.buckets)
-        try:
-            model = self._storage.stat(address)
-        except ObjectNotFound as error:
-            raise InputMissing(FailureReason.BASE_MODEL_INVALID, f"base_model: {error}") from error
-        root = S3Uri(address.bucket, address.key.rpartition("/")[0]).folder()
-        return self._downloads.fetch([model], root, on_bytes) / address.key.rpartition("/")[2]
+        model = self._object(address, FailureReason.BASE_MODEL_INVALID, "base_model")
+        return self._downloads.fetch([model], _folder_of(address), on_bytes) / address.key.rpartition("/")[2]
 
     def dataset(self, uri: str, on_bytes: Callable[[int], None]) -> Path:
-        """A folder of pictures and captions on this machine.
+        """A folder of pictures and captions on this machine; an archive is unpacked.
 
         Raises:
-            InputMissing, StorageError.
+            InputMissing, ArchiveInvalid, StorageError.
         """
         if uri.startswith("file://"):
             return self._local(uri, FailureReason.DATASET_INVALID, "dataset.uri")
+        if is_archive(uri):
+            address = S3Uri.parse(uri)
+            archive = self._object(address, FailureReason.DATASET_INVALID, "dataset.uri")
+            self._check_dataset_size(uri, archive.size_bytes)
+            limit_bytes = int(self._settings.max_dataset_gib * 2**30)
+            return self._downloads.fetch(
+                [archive], _folder_of(address), on_bytes, lambda path, to: unpack(path, to, limit_bytes, on_bytes)
+            )
         return self._folder(S3Uri.parse(uri).folder(), FailureReason.DATASET_INVALID, "dataset.uri", on_bytes)
 
     def _folder(self, uri: S3Uri, reason: FailureReason, field: str, on_bytes: Callable[[int], None]) -> Path:
-        check_bucket_allowed(uri, self._settings.buckets)
+        check_readable(uri, self._settings, self._owner)
         try:
             objects = self._storage.list(uri)
         except ObjectNotFound as error:
@@ -72,10 +77,32 @@ class Inputs:
                 reason,
                 f"{field}: {uri} holds {len(objects)} files, the limit is {MAX_DATASET_FILES}: name a subfolder.",
             )
+        if reason is FailureReason.DATASET_INVALID:
+            self._check_dataset_size(str(uri), sum(each.size_bytes for each in objects))
         return self._downloads.fetch(objects, uri, on_bytes)
+
+    def _object(self, uri: S3Uri, reason: FailureReason, field: str) -> StoredObject:
+        check_readable(uri, self._settings, self._owner)
+        try:
+            return self._storage.stat(uri)
+        except ObjectNotFound as error:
+            raise InputMissing(reason, f"{field}: {error}") from error
+
+    def _check_dataset_size(self, uri: str, size_bytes: int) -> None:
+        limit_gib = self._settings.max_dataset_gib
+        if size_bytes > limit_gib * 2**30:
+            raise InputMissing(
+                FailureReason.DATASET_INVALID,
+                f"dataset.uri: {uri} holds {size_bytes / 2**30:.1f} GiB, the limit is {limit_gib:g} "
+                "(LORAQ_MAX_DATASET_GIB): make the pictures smaller, or several datasets of it.",
+            )
 
     def _local(self, uri: str, reason: FailureReason, field: str) -> Path:
         path = allowed_folder(uri, self._settings.allowed_folders)
         if not path.exists():
             raise InputMissing(reason, f"{field}: there is nothing at {uri} on the worker.")
         return path
+
+
+def _folder_of(uri: S3Uri) -> S3Uri:
+    return S3Uri(uri.bucket, uri.key.rpartition("/")[0]).folder()

@@ -47,7 +47,7 @@ def submit(
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Submit a job. Once this answers, the job is not lost."""
-    spec = submitted_spec(*body, services.settings.buckets, services.webhooks_to)
+    spec = submitted_spec(*body, services.settings, actor.owner, services.webhooks_to)
     new = JobRecord.create(actor.owner, spec)
     with noting(actor, Action.SUBMIT) as note:
         record = services.store.submit(new, idempotency_key, note)
@@ -60,7 +60,7 @@ def submit(
 @router.post("/jobs:validate", responses=problems(401, 413, 415, 422, 503), openapi_extra=SPEC_BODY)
 def validate(owner: OwnerDep, services: ServicesDep, body: SpecBody) -> ValidSpec:
     """Check a spec without submitting it. Base model and dataset are not looked at."""
-    spec = submitted_spec(*body, services.settings.buckets, services.webhooks_to)
+    spec = submitted_spec(*body, services.settings, owner, services.webhooks_to)
     return ValidSpec(spec=spec, trainable_parameters=_trainable_parameters(spec.lora))
 
 

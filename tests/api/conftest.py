@@ -59,7 +59,8 @@ def settings(make_settings: Callable[..., Settings]) -> Settings:
 @pytest.fixture(scope="session")
 def shared_api(redis_server: RedisServer, storage: Storage) -> Iterator[str]:
     """One API for all tests of this folder: it keeps nothing in memory that one could leave to another."""
-    with served(Settings.model_validate({"redis_url": redis_server.url, "queue": QUEUE}), storage) as url:
+    opened = {"readable": "s3://datasets/,s3://models/", "writable": "s3://outputs/"}
+    with served(Settings.model_validate({"redis_url": redis_server.url, "queue": QUEUE} | opened), storage) as url:
         yield url
 
 

@@ -129,7 +129,15 @@ def test_a_wrong_secret_is_named_for_every_bucket(make_settings) -> None:
 
 
 def test_a_bucket_that_is_not_there_is_named_and_the_others_are_well(make_settings) -> None:
-    findings = look_at_buckets(make_settings(buckets=("datasets", "nowhere")))
+    findings = look_at_buckets(
+        make_settings(
+            readable=(
+                "s3://datasets/",
+                "s3://nowhere/",
+            ),
+            writable=(),
+        )
+    )
     assert set(found(findings, "failed")) == {"bucket nowhere: listing"}
     assert "Make it" in found(findings, "failed")["bucket nowhere: listing"]
     assert "bucket datasets: put" in found(findings, "ok")
@@ -137,7 +145,7 @@ def test_a_bucket_that_is_not_there_is_named_and_the_others_are_well(make_settin
 
 def test_a_public_endpoint_that_leads_nowhere_is_named(make_settings) -> None:
     public = f"http://127.0.0.1:{free_port()}"
-    findings = look_at_buckets(make_settings(buckets=("outputs",), s3_public_endpoint_url=public))
+    findings = look_at_buckets(make_settings(readable=("s3://outputs/",), writable=(), s3_public_endpoint_url=public))
     failed = found(findings, "failed")
     assert set(failed) == {"bucket outputs: presigned get", "bucket outputs: presigned put"}
     assert all("LORAQ_S3_PUBLIC_ENDPOINT_URL" in message for message in failed.values())
@@ -192,7 +200,16 @@ def before(
 
 def test_a_bucket_that_may_only_be_read_is_a_warning_unless_datasets_go_there(make_settings, s3_server) -> None:
     with before(s3_server, refuse=lambda method, path, headers: 403 if method == "PUT" else None) as url:
-        findings = look_at_buckets(make_settings(buckets=("datasets", "models"), s3_endpoint_url=url))
+        findings = look_at_buckets(
+            make_settings(
+                readable=(
+                    "s3://datasets/",
+                    "s3://models/",
+                ),
+                writable=(),
+                s3_endpoint_url=url,
+            )
+        )
     assert set(found(findings, "failed")) == {"bucket datasets: put"}
     assert set(found(findings, "warning")) == {"bucket models: put"}
 
@@ -208,17 +225,17 @@ def test_a_bucket_that_may_only_be_read_is_a_warning_unless_datasets_go_there(ma
 )
 def test_what_a_store_does_not_do_is_named(make_settings, s3_server, refuse: Refuse, checks: set[str]) -> None:
     with before(s3_server, refuse) as url:
-        findings = look_at_buckets(make_settings(buckets=("outputs",), s3_endpoint_url=url))
+        findings = look_at_buckets(make_settings(readable=("s3://outputs/",), writable=(), s3_endpoint_url=url))
     assert set(found(findings, "failed")) == {f"bucket outputs: {check}" for check in checks}
     shutil.rmtree(s3_server.folder / "outputs" / "loraq-doctor", ignore_errors=True)
 
 
 def test_a_store_that_gives_back_other_bytes_is_named(make_settings, s3_server) -> None:
     with before(s3_server, spoil=lambda path, content: content.replace(content[:1], b"?")) as url:
-        findings = look_at_buckets(make_settings(buckets=("outputs",), s3_endpoint_url=url))
+        findings = look_at_buckets(make_settings(readable=("s3://outputs/",), writable=(), s3_endpoint_url=url))
     assert found(findings, "failed").keys() >= {"bucket outputs: listing"}
     with before(s3_server, spoil=lambda path, content: content[::-1] if "/small" in path else content) as url:
-        findings = look_at_buckets(make_settings(buckets=("outputs",), s3_endpoint_url=url))
+        findings = look_at_buckets(make_settings(readable=("s3://outputs/",), writable=(), s3_endpoint_url=url))
     assert set(found(findings, "failed")) == {f"bucket outputs: {check}" for check in ("get", "range", "presigned get")}
 
 

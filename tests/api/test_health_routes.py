@@ -28,7 +28,11 @@ def test_ready_when_redis_and_all_buckets_answer(url: str) -> None:
 def test_alive_but_not_ready_without_redis_or_a_bucket(
     serve: Callable[[Settings], str], make_settings: Callable[..., Settings]
 ) -> None:
-    url = serve(make_settings(redis_url=f"redis://127.0.0.1:{free_port()}/0", buckets=("models", "missing")))
+    url = serve(
+        make_settings(
+            redis_url=f"redis://127.0.0.1:{free_port()}/0", readable=("s3://models/",), writable=("s3://missing/",)
+        )
+    )
     assert httpx.get(f"{url}/healthz").json()["status"] == "ok"
     answer = httpx.get(f"{url}/readyz", timeout=20)
     checks = answer.json()["checks"]

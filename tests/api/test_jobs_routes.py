@@ -47,6 +47,21 @@ def test_a_spec_comes_as_yaml_or_json(alice: dict[str, str], url: str, make_spec
     assert answer.headers["Location"] == f"/v1/jobs/{answer.json()['id']}"
 
 
+def test_no_owner_can_name_another_s_objects(
+    make_settings: Callable[..., Settings], serve: Callable[[Settings], str], store: Store, make_spec: MakeSpec
+) -> None:
+    defaults = {name: Settings.model_fields[name].default for name in ("readable", "writable")}
+    url = serve(make_settings(**defaults))
+    theirs = make_spec(dataset={"uri": "s3://datasets/bob/cats/"}, output={"uri": "s3://outputs/bob/"})
+    ours = make_spec(dataset={"uri": "s3://datasets/alice/cats/"}, output={"uri": "s3://outputs/alice/"})
+    with Loraq(url, create_token(store.redis, "alice")) as loraq:
+        with pytest.raises(ApiError) as refused:
+            loraq.submit(theirs)
+        loraq.submit(ours)
+    assert [problem.field for problem in refused.value.problems] == ["dataset.uri", "output.uri"]
+    assert "s3://datasets/alice/" in refused.value.problems[0].message
+
+
 def test_the_same_key_fifty_times_at_once_gives_one_job(
     loraq: Loraq, url: str, store: Store, make_spec: MakeSpec, alice: dict[str, str]
 ) -> None:

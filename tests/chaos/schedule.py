@@ -22,6 +22,10 @@ FAULTS = (
     "kill_reaper",
     "kill_redis",
     "kill_store",
+    "store_errors",
+    "store_resets",
+    "store_truncates",
+    "store_trickles",
 )
 
 

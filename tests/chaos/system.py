@@ -21,12 +21,20 @@ from jobs.storage import Storage
 from jobs.store import Store, open_store
 from jobs.uri import S3Uri
 from tests.chaos.schedule import OWNERS
+from tests.faults.proxy import Fault, FaultProxy
 from tests.integration.conftest import worker_env
 
 WORKERS = 2
 LEASE_S = 3.0
 MAX_FAILURES = 6
 PICTURES = 2
+PROXY_CHANCE = 0.4
+PROXY_FAULTS = {  # by number of the action
+    "store_errors": ("SlowDown", "InternalError"),
+    "store_resets": ("reset", "reset_body"),
+    "store_truncates": ("truncate", "truncate"),
+    "store_trickles": ("trickle", "stall"),
+}
 
 
 class System:
@@ -37,6 +45,7 @@ class System:
         self._base_model, self._photos = base_model, photos
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._frozen: dict[int, float] = {}  # process id: when it wakes, monotonic
+        self._faults: list[tuple[Fault, float]] = []  # of the proxy: until when, monotonic
         self._away: dict[str, float] = {}  # server: when it comes back, monotonic
         self.clients: dict[str, Loraq] = {}
 
@@ -47,9 +56,14 @@ class System:
         self.s3 = S3Server(self.folder / "s3", "chaos-key", secrets.token_urlsafe(24))
         self.redis.start()
         self.s3.start()
+        self.proxy = FaultProxy(self.s3.port)
+        self.proxy.__enter__()
         self.settings = Settings(
             redis_url=self.redis.url,  # type: ignore[arg-type]
-            s3_endpoint_url=self.s3.endpoint_url,
+            s3_endpoint_url=self.proxy.url,
+            s3_stall_s=2.0,
+            readable=("s3://datasets/", "s3://models/"),
+            writable=("s3://outputs/",),
             s3_access_key_id=self.s3.access_key_id,  # type: ignore[arg-type]
             s3_secret_access_key=self.s3.secret_access_key,  # type: ignore[arg-type]
             data_dir=self.folder / "worker",
@@ -63,7 +77,7 @@ class System:
             max_failures=MAX_FAILURES,
         )
         self.store: Store = open_store(self.settings)
-        self.storage = Storage(self.settings)
+        self.storage = Storage(self.settings.model_copy(update={"s3_endpoint_url": self.s3.endpoint_url}))
         self._fill_bucket()
         self.port = free_port()
         with Redis.from_url(self.redis.url) as redis:
@@ -87,6 +101,7 @@ class System:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self.proxy.__exit__()
         self.s3.stop()
         self.redis.stop()
 
@@ -97,6 +112,8 @@ class System:
             if now_s >= at_s:
                 del self._away[name]
                 (self.redis if name == "redis" else self.s3).start()
+        self._faults = [(fault, at_s) for fault, at_s in self._faults if now_s < at_s]
+        self.proxy.faults = [fault for fault, _ in self._faults]
         for pid, at_s in list(self._frozen.items()):
             if now_s >= at_s:
                 del self._frozen[pid]
@@ -110,7 +127,7 @@ class System:
     @property
     def calm(self) -> bool:
         """Whether every fault is over."""
-        return not self._frozen and not self._away
+        return not self._frozen and not self._away and not self._faults
 
     def strike(self, kind: str, number: int, seconds: float) -> None:
         """One fault. A process that is not there at the moment cannot be struck: then nothing happens."""
@@ -151,6 +168,9 @@ class System:
             case "kill_store" if "store" not in self._away:
                 self.s3.kill()
                 self._away["store"] = time.monotonic() + seconds
+            case "store_errors" | "store_resets" | "store_truncates" | "store_trickles":
+                fault = Fault(PROXY_FAULTS[kind][number], chance=PROXY_CHANCE, after_bytes=1000)
+                self._faults.append((fault, time.monotonic() + seconds))
             case _:
                 pass
 

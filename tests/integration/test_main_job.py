@@ -3,10 +3,12 @@
 import os
 import signal
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.numpy
 from pydantic import SecretStr
 
 from jobs import events
@@ -67,6 +69,27 @@ def test_two_jobs_in_order_each_with_one_committed_output(store, storage, worker
         assert sha256_of(tmp_path / file.path) == file.sha256
     moves = [event.data["to"] for event in events.read(store.redis, first.id) if event.kind == "status"]
     assert moves == ["queued", "preparing", "training", "uploading", "succeeded"]
+
+
+def test_a_zipped_dataset_gives_the_weights_of_its_folder(store, storage, worker, submit, bucket, make_spec, tmp_path):
+    folder = bucket("zipped", count=2)
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for each in storage.list(S3Uri.parse(folder)):
+            archive.writestr(f"photos/{each.uri.key.rpartition('/')[2]}", storage.read(each.uri))
+    storage.upload(tmp_path / "photos.zip", S3Uri.parse("s3://datasets/zipped.zip"))
+    plain = submit(make_spec(dataset={"uri": folder}))
+    zipped = submit(make_spec(dataset={"uri": "s3://datasets/zipped.zip"}))
+    worker()
+
+    (ours, theirs) = (wait_for(store, job.id, ended) for job in (zipped, plain))
+
+    assert (ours.status, theirs.status) == (Status.SUCCEEDED, Status.SUCCEEDED)
+    for record in (ours, theirs):
+        (adapter,) = (file for file in manifest_of(storage, record).files if file.path == "lora_diffusers.safetensors")
+        storage.download(S3Uri.parse(record.output_uri) / adapter.stored_as, tmp_path / record.id)
+    ours, theirs = (safetensors.numpy.load_file(tmp_path / record.id) for record in (ours, theirs))
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
 def test_cancel_while_training_frees_the_worker_and_leaves_no_output(store, storage, worker, submit, bucket, make_spec):

@@ -81,7 +81,7 @@ def test_text_that_is_no_spec_is_explained(text, says):
     [
         ("base_model", "hf://stabilityai/sdxl@main", "base_model"),
         ("dataset", {"uri": "hf://me/cats"}, "dataset.uri"),
-        ("dataset", {"uri": "s3://datasets/cats.zip"}, "dataset.uri"),
+        ("dataset", {"uri": "s3://datasets/cats-{000..003}.tar"}, "dataset.uri"),
         ("dataset", {"uri": "s3://datasets/cats-{00..07}.tar"}, "dataset.uri"),
         ("dataset", {"uri": "s3://d1/c/", "captions": {"shuffle_tags": True}}, "dataset.captions.shuffle_tags"),
         ("dataset", {"uri": "s3://d1/c/", "captions": {"keep_tokens": 3}}, "dataset.captions.keep_tokens"),

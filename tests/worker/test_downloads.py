@@ -4,6 +4,7 @@ import pytest
 
 from jobs.errors import StorageUnavailable
 from jobs.uri import S3Uri
+from worker.archives import ArchiveInvalid
 from worker.downloads import Downloads
 
 pytestmark = pytest.mark.integration
@@ -61,3 +62,26 @@ def test_old_entries_give_way_and_those_in_use_do_not(tmp_path, storage, put):
 
         assert not old.exists()
         assert in_use.exists()
+
+
+def test_an_archive_is_unpacked_once_and_one_that_is_none_is_not_kept(tmp_path, storage, put):
+    made: list[str] = []
+
+    def unpack(archive, to):
+        made.append(archive.name)
+        if archive.read_bytes() == b"no archive":
+            raise ArchiveInvalid("it is none")
+        to.mkdir()
+        (to / "inside.txt").write_text("inside")
+
+    good, bad = put("d/good.zip", b"archive"), put("d/bad.zip", b"no archive")
+    with Downloads(tmp_path, storage, 1 << 20) as downloads:
+        entry = downloads.fetch([good], ROOT / "d/", ignore, unpack)
+        assert [path.name for path in entry.iterdir()] == ["inside.txt"]
+        assert downloads.fetch([good], ROOT / "d/", ignore) != entry
+        with pytest.raises(ArchiveInvalid):
+            downloads.fetch([bad], ROOT / "d/", ignore, unpack)
+    with Downloads(tmp_path, storage, 1 << 20) as downloads:
+        assert downloads.fetch([good], ROOT / "d/", ignore, unpack) == entry
+    assert made == ["good.zip", "bad.zip"]
+    assert sum(path.is_dir() for path in tmp_path.iterdir()) == 2
