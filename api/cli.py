@@ -12,6 +12,7 @@ from api.cli_doctor import doctor
 from api.cli_events import line
 from api.cli_follow import follow
 from api.cli_output import EXIT_CODES, Output, printable
+from api.cli_recover import recover
 from api.cli_tokens import token_app
 from api.cli_up import up
 from api.cli_workers import workers
@@ -35,6 +36,7 @@ app.command()(up)
 app.command()(workers)
 app.command()(doctor)
 app.command()(audit)
+app.command()(recover)
 
 SpecFile = Annotated[
     typer.FileBinaryRead, typer.Argument(metavar="SPEC", help="YAML or JSON file; - reads standard input.")

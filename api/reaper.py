@@ -24,9 +24,11 @@ from api.public_address import Allowed
 from api.webhook_sender import WebhookSender
 from jobs import turns
 from jobs.errors import FailureReason, IllegalTransition, JobNotFound, StaleAttempt
+from jobs.mirror import Mirror
 from jobs.outage import Outage
 from jobs.record import Failure
 from jobs.settings import Settings
+from jobs.storage import Storage
 from jobs.store import Store, open_store
 from jobs.writing import RUNNING
 
@@ -144,12 +146,17 @@ def main() -> int:
     settings = Settings()
     store = open_store(settings)
     sender = threading.Thread(target=WebhookSender(store, Allowed(settings.webhook_allow)).run, args=(stop,))
+    mirror = threading.Thread(
+        target=Mirror(store.redis, Storage(settings), settings.reap_every_s).run, args=(stop,), daemon=True
+    )
     sender.start()
+    mirror.start()
     try:
         Reaper(store, settings.lease_s, settings.reap_every_s).run(stop)
     finally:
         stop.set()
         sender.join()
+        mirror.join(10)  # one that hangs on the object store is not waited for: what it has not saved stays noted
     return 0
 
 

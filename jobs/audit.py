@@ -43,6 +43,7 @@ class Action(StrEnum):
     SUBMIT = "submit"
     CANCEL = "cancel"
     RETRY = "retry"
+    RECOVER = "recover"  # a record that Redis had lost came back from the bucket
     DATASET = "dataset"  # URLs to upload to were handed out
     ARTIFACTS = "artifacts"  # URLs to download by were handed out
     WEBHOOK_SECRET = "webhook_secret"

@@ -154,6 +154,20 @@ class Store:
                 except WatchError:
                     continue  # someone used the same key in between: read what they made
 
+    def restore(self, record: JobRecord) -> bool:
+        """Write a record that Redis has lost. Returns False if Redis has it, and then nothing changes."""
+        with self.redis.pipeline() as pipeline:
+            try:
+                pipeline.watch(record_key(record.id))
+                if pipeline.exists(record_key(record.id)):
+                    return False
+                pipeline.multi()
+                self._writer.write(pipeline, None, record)
+                pipeline.execute()
+            except WatchError:
+                return False
+        return True
+
     def _forget_waiting(self, owner: str, job_id: str) -> None:
         """Take a job that waits no more out of its owner's, unless it has come back meanwhile."""
         with self.redis.pipeline() as pipeline:

@@ -8,7 +8,8 @@ Keys:
     loraq:running                   ids of jobs that an attempt holds, by when it last reported
     loraq:holds:{worker}            which job and attempt a worker holds: "<id> <attempt>"
 
-jobs/turns.py has the keys of those that wait, jobs/webhooks.py those of who is to be told of an end.
+jobs/turns.py has the keys of those that wait, jobs/mirror.py of those to be copied, jobs/webhooks.py of who is to be
+told of an end.
 """
 
 # pyright: reportUnknownMemberType=false
@@ -25,6 +26,7 @@ from jobs.record import JobRecord
 from jobs.status import Status
 
 RUNNING = "loraq:running"
+UNSAVED = "loraq:unsaved"
 
 
 def record_key(job_id: str) -> str:
@@ -52,6 +54,7 @@ class Writer:
     def write(self, pipeline: "Pipeline", old: JobRecord | None, new: JobRecord) -> None:
         """Write `new` over `old`, None for a new job, into a transaction that watches the record."""
         pipeline.set(record_key(new.id), new.model_dump_json())
+        pipeline.zadd(UNSAVED, {new.id: time.time()})
         number = new.attempt.number if new.attempt else 0
         if old is None:
             pipeline.zadd(turns.index_key(new.owner, None), {new.id: 0})
