@@ -4,6 +4,9 @@ Beside `name.part` lies `name.parts`, which says what object it is of and which 
 is killed loses what it had of the parts under way; the next one asks for those and the missing ones only.
 """
 
+# pyright: reportUnknownMemberType=false
+# boto3 types its methods in part.
+
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -94,15 +97,19 @@ class Download:
             self._journal_path.unlink(missing_ok=True)
 
     def _fill(self, file: int, pool: ThreadPoolExecutor) -> None:
-        journal = Journal.load(self._journal_path)
+        journal = self._journal()
         first = next(journal.missing(), 0) if journal else 0
-        stream = ObjectStream(self._client, self._uri, self._stall_s, first * PART_BYTES, stop=self._stop)
-        if journal is None or journal.version != stream.version:
+        stream = ObjectStream(
+            self._client,
+            self._uri,
+            self._stall_s,
+            first * PART_BYTES,
+            version=journal.version if journal else None,
+            stop=self._stop,
+        )
+        if journal is None:
             journal = Journal(version=stream.version)
             os.ftruncate(file, 0)
-            if first:  # of another version: begin anew
-                stream = ObjectStream(self._client, self._uri, self._stall_s, version=journal.version, stop=self._stop)
-                first = 0
         os.ftruncate(file, journal.version.size_bytes)
         stream.stop_at((first + 1) * PART_BYTES)
         rest = [number for number in journal.missing() if number != first]
@@ -116,6 +123,14 @@ class Download:
             raise
         finally:
             wait([each for each in others if not each.cancel()])  # none may write once the file is closed
+
+    def _journal(self) -> Journal | None:
+        """What an earlier process noted, if the object is still the one that it fetched."""
+        journal = Journal.load(self._journal_path)
+        if journal is None:
+            return None
+        head = self._client.head_object(Bucket=self._uri.bucket, Key=self._uri.key)
+        return journal if journal.version == Version(head["ContentLength"], head["LastModified"]) else None
 
     def _fetch(self, file: int, journal: Journal, number: int) -> None:
         start = number * PART_BYTES

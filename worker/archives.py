@@ -5,7 +5,6 @@ What an archive says of itself is not believed: bytes are counted as they come.
 
 import gzip
 import re
-import shutil
 import stat
 import tarfile
 import zipfile
@@ -15,7 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, cast
 
-from jobs.errors import DiskFull, FailureReason, LoraqError
+from jobs.errors import FailureReason, LoraqError
+from worker.disk import check_room
 
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 
@@ -26,7 +26,7 @@ MAX_RATIO = 100
 RATIO_COUNTS_FROM_BYTES = 64 << 20
 MAX_HEADER_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 18
-SPARE_BYTES = 1 << 30
+CHECK_ROOM_EVERY_BYTES = 64 << 20
 _JUNK = re.compile(r"(^|/)(__MACOSX/|\.DS_Store$|Thumbs\.db$|\._)")
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
 
@@ -57,6 +57,8 @@ def unpack(archive: Path, to: Path, max_bytes: int, on_bytes: Callable[[int], No
         DiskFull: less than 1 GiB would be left on the disk.
     """
     to.mkdir(parents=True)
+    check_room(to, 0, archive.name)
+    checked_bytes = 0
     packed_bytes = archive.stat().st_size
     total_bytes, seen = 0, set[str]()
     with ExitStack() as held:
@@ -71,13 +73,11 @@ def unpack(archive: Path, to: Path, max_bytes: int, on_bytes: Callable[[int], No
                     while chunk := source.read(CHUNK_BYTES):
                         total_bytes += len(chunk)
                         _check_size(archive, total_bytes, packed_bytes, max_bytes)
+                        if total_bytes - checked_bytes >= CHECK_ROOM_EVERY_BYTES:
+                            check_room(to, 0, archive.name)
+                            checked_bytes = total_bytes
                         target.write(chunk)
                         on_bytes(len(chunk))
-                if shutil.disk_usage(to).free < SPARE_BYTES:
-                    raise DiskFull(
-                        f"The worker's disk has less than 1 GiB left while {archive.name} is unpacked. Free some, or "
-                        "set LORAQ_DATA_DIR to a larger disk."
-                    )
         except (
             zipfile.BadZipFile,
             tarfile.TarError,
@@ -109,7 +109,7 @@ def _zip_members(archive: Path, held: ExitStack) -> Iterator[Member]:
 def _open_zipped(archive: Path, opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
     try:
         return opened.open(member)
-    except (NotImplementedError, RuntimeError) as error:
+    except RuntimeError as error:  # a method of compression that zipfile does not know
         raise _invalid(f"{archive.name}: {member.filename!r} cannot be unpacked ({error}): use deflate.") from error
 
 

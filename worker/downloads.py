@@ -16,18 +16,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self, TextIO
 
-from jobs.errors import DiskFull, StorageError, StorageUnavailable
+from jobs.errors import StorageError, StorageUnavailable
 from jobs.storage import Storage, StoredObject
 from jobs.uri import S3Uri
 from worker.archives import ArchiveInvalid
+from worker.disk import check_room, has_room
 
 log = logging.getLogger(__name__)
 
 OnBytes = Callable[[int], None]
 Unpack = Callable[[Path, Path], None]
-
-SPARE_BYTES = 1 << 30
-"""Room that a download leaves on the disk."""
 
 
 class Downloads:
@@ -104,20 +102,14 @@ class Downloads:
         entries = sorted((e for e in self.folder.iterdir() if e.is_dir()), key=lambda e: e.stat().st_mtime)
         held_bytes = sum(_size_bytes(entry) for entry in entries)
         for entry in entries:
-            free_bytes = shutil.disk_usage(self.folder).free
-            if held_bytes + need_bytes <= self._max_bytes and free_bytes >= need_bytes + SPARE_BYTES:
+            if held_bytes + need_bytes <= self._max_bytes and has_room(self.folder, need_bytes):
                 return
             with entry.with_suffix(".lock").open("w") as lock:
                 if _try_lock(lock, fcntl.LOCK_EX):
                     log.info("Dropping %s from the cache to make room", entry.name)
                     held_bytes -= _size_bytes(entry)
                     shutil.rmtree(entry)
-        free_bytes = shutil.disk_usage(self.folder).free
-        if free_bytes < need_bytes + SPARE_BYTES:
-            raise DiskFull(
-                f"The worker's disk has {free_bytes / 2**30:.1f} GiB free at {self.folder}, but the download needs "
-                f"{need_bytes / 2**30:.1f} GiB and 1 GiB to spare. Free some, or set LORAQ_DATA_DIR to a larger disk."
-            )
+        check_room(self.folder, need_bytes, "the download")
 
 
 def _unpacked(partial: Path, name: str, entry: Path, unpack: Unpack) -> Path:

@@ -5,7 +5,8 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,17 @@ def test_parts_of_another_version_are_not_mixed(faulty, storage, tmp_path, large
     assert (tmp_path / "large").read_bytes() == LARGE
 
 
+def test_a_smaller_object_in_the_place_of_the_one_that_was_begun_is_fetched_anew(faulty, storage, tmp_path):
+    storage.write(FOLDER / "shrunk", SMALL)
+    (tmp_path / "shrunk.part").write_bytes(bytes(PART_BYTES))
+    larger = object_stream.Version(3 * PART_BYTES, storage.stat(FOLDER / "shrunk").modified_at)
+    download.Journal(version=larger, done=[0]).save(tmp_path / "shrunk.parts")
+
+    faulty.download(FOLDER / "shrunk", tmp_path / "shrunk")
+
+    assert (tmp_path / "shrunk").read_bytes() == SMALL
+
+
 def test_an_object_that_changes_while_it_is_fetched_is_refused(proxy, faulty, storage, tmp_path):
     storage.write(FOLDER / "changing", SMALL)
     changed = False
@@ -188,10 +200,11 @@ def test_a_cancel_ends_a_transfer_that_hangs(proxy, faulty, make_settings, tmp_p
         if cancelled.is_set():
             raise InterruptedError
 
-    move: Callable[[], None] = lambda: patient.download(FOLDER / "small", tmp_path / "small", check)  # noqa: E731
-    if direction == "up":
-        (tmp_path / "file").write_bytes(SMALL)
-        move = lambda: patient.upload(tmp_path / "file", FOLDER / "hangs", check)  # noqa: E731
+    (tmp_path / "file").write_bytes(SMALL)
+    move = {
+        "up": partial(patient.upload, tmp_path / "file", FOLDER / "hangs", check),
+        "down": partial(patient.download, FOLDER / "small", tmp_path / "small", check),
+    }[direction]
     started_s = time.monotonic()
     with proxy.fault("stall"), pytest.raises(InterruptedError):
         move()

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.errors import DiskFull
-from worker import archives
-from worker.archives import ArchiveInvalid, unpack
+from worker import archives, disk
+from worker.archives import CHUNK_BYTES, ArchiveInvalid, unpack
 
 FILES = {"cat.jpg": os.urandom(5000), "deep/folder/cat.txt": b"a cat"}
 GIB = 1 << 30
@@ -153,9 +153,18 @@ def test_a_damaged_header_behind_the_first_is_not_taken_for_the_end(tmp_path):
 
 
 def test_a_full_disk_is_named(make, monkeypatch, tmp_path):
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    archive = make({"a": os.urandom(CHUNK_BYTES * 4), "b": b""})
+    monkeypatch.setattr(archives, "CHECK_ROOM_EVERY_BYTES", CHUNK_BYTES)
+    moved: list[int] = []
+    monkeypatch.setattr(disk, "SPARE_BYTES", disk.shutil.disk_usage(tmp_path).free - GIB)
+
+    def fill(count: int) -> None:
+        moved.append(count)
+        monkeypatch.setattr(disk, "SPARE_BYTES", 1 << 60)  # as if a neighbour took what was left
+
     with pytest.raises(DiskFull, match="LORAQ_DATA_DIR"):
-        unpack(make(FILES), tmp_path / "out", GIB, ignore)
+        unpack(archive, tmp_path / "out", GIB, fill)
+    assert sum(moved) == CHUNK_BYTES  # not only between two files
 
 
 @settings(max_examples=150, deadline=None)
