@@ -79,6 +79,7 @@ class Reaper:
         self._give_back_lost(watched_s)
         for job_id in turns.due(self._store.redis):
             self._store.wake(job_id)
+        turns.forget_idle(self._store.redis)
         self._add_missing_tickets()
 
     def _may_work(self) -> bool:

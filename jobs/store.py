@@ -1,10 +1,10 @@
-"""Job records in Redis. Every change is a compare-and-set, and writes record, indexes, event and delivery at once.
+"""What happens to jobs: submitted, begun, moved along the status table, given back, cancelled. Each is one transaction.
 
 Keys:
     loraq:job:{id}:progress             where the running attempt stands, JSON: replaced every few seconds
     loraq:idempotency:{owner}:{sha256}  which job an Idempotency-Key made, for seven days
 
-jobs/writing.py has the keys that each change writes, jobs/turns.py those of the jobs that wait.
+jobs/records.py holds the records themselves.
 """
 
 # pyright: reportUnknownMemberType=false
@@ -12,24 +12,24 @@ jobs/writing.py has the keys that each change writes, jobs/turns.py those of the
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
-from redis.client import Pipeline
 from redis.exceptions import WatchError
 from rq import Queue
 
 from jobs import events, turns
-from jobs.errors import IdempotencyConflict, JobNotFound, NotRetryable, StaleAttempt, TooManyJobs
+from jobs.errors import IdempotencyConflict, JobNotFound, NotRetryable, TooManyJobs
 from jobs.queue import deliver, extra_ticket, open_queue
 from jobs.record import Failure, JobRecord, advance, begin_attempt, give_back, now
+from jobs.records import Also, Records, check_fence, decode
 from jobs.retries import RetryPolicy
 from jobs.settings import Settings
 from jobs.status import Status
-from jobs.writing import RUNNING, Writer, holds_key, record_key
+from jobs.writing import RUNNING, holds_key, record_key
 
 IDEMPOTENCY_DAYS = 7
 
@@ -62,19 +62,13 @@ class Submission(BaseModel):
     body_sha256: str
 
 
-class Page(BaseModel):
-    """A part of a list, newest first."""
+class Store(Records):
+    """All jobs, in one Redis.
 
-    jobs: list[JobRecord]
-    next_cursor: str | None  # None: this was the last page
-
-
-Also = Callable[[Pipeline, JobRecord], None]
-"""What a caller wants written in the same transaction, about the record that it writes."""
-
-
-class Store:
-    """All jobs, in one Redis."""
+    Args:
+        retries: None for the defaults.
+        max_running_per_owner, max_queued_per_owner: None for no limit.
+    """
 
     def __init__(
         self,
@@ -84,39 +78,10 @@ class Store:
         max_running_per_owner: int | None = None,
         max_queued_per_owner: int | None = None,
     ) -> None:
-        self.redis = redis
-        self.queue = queue
+        super().__init__(redis, queue, limited=max_running_per_owner is not None)
         self.retries = retries or RetryPolicy()
         self.max_running_per_owner = max_running_per_owner
         self.max_queued_per_owner = max_queued_per_owner
-        self._writer = Writer(queue, limited=max_running_per_owner is not None)
-
-    # -- reading ------------------------------------------------------------------------------------------------------
-
-    def get(self, job_id: str, owner: str | None = None) -> JobRecord:
-        """The job's record; with `owner`, only if it is theirs.
-
-        Raises:
-            JobNotFound: no such job, or another owner's: the two look the same from outside.
-        """
-        record = _decode(job_id, cast(bytes | None, self.redis.get(record_key(job_id))))
-        if owner is not None and record.owner != owner:
-            raise JobNotFound(job_id)
-        return record
-
-    def page(self, owner: str, status: Status | None = None, cursor: str | None = None, limit: int = 50) -> Page:
-        """An owner's jobs, newest first, behind the job id `cursor`; one range of a sorted set, whatever its size."""
-        newest = "+" if cursor is None else f"({cursor}"
-        key = turns.index_key(owner, status)
-        ids = cast(list[bytes], self.redis.zrevrangebylex(key, newest, "-", start=0, num=limit + 1))
-        raws = cast(list[bytes | None], self.redis.mget([record_key(i.decode()) for i in ids[:limit]])) if ids else []
-        jobs = [JobRecord.model_validate_json(raw) for raw in raws if raw is not None]
-        return Page(jobs=jobs, next_cursor=ids[limit - 1].decode() if len(ids) > limit else None)
-
-    def progress(self, job_id: str) -> Progress | None:
-        """Where the running attempt stands; None before the first report."""
-        raw = cast(bytes | None, self.redis.get(_progress_key(job_id)))
-        return Progress.model_validate_json(raw) if raw else None
 
     # -- submitting ---------------------------------------------------------------------------------------------------
 
@@ -146,38 +111,13 @@ class Store:
                     if key is not None:
                         submission = Submission(job_id=record.id, body_sha256=body_sha256)
                         pipeline.set(key, submission.model_dump_json(), ex=IDEMPOTENCY_DAYS * 86_400)
-                    self._writer.write(pipeline, None, record)
+                    self.writer.write(pipeline, None, record)
                     if also is not None:
                         also(pipeline, record)
                     pipeline.execute()
                     return record
                 except WatchError:
                     continue  # someone used the same key in between: read what they made
-
-    def restore(self, record: JobRecord) -> bool:
-        """Write a record that Redis has lost. Returns False if Redis has it, and then nothing changes."""
-        with self.redis.pipeline() as pipeline:
-            try:
-                pipeline.watch(record_key(record.id))
-                if pipeline.exists(record_key(record.id)):
-                    return False
-                pipeline.multi()
-                self._writer.write(pipeline, None, record)
-                pipeline.execute()
-            except WatchError:
-                return False
-        return True
-
-    def _forget_waiting(self, owner: str, job_id: str) -> None:
-        """Take a job that waits no more out of its owner's, unless it has come back meanwhile."""
-        with self.redis.pipeline() as pipeline:
-            pipeline.watch(record_key(job_id))
-            raw = cast(bytes | None, pipeline.get(record_key(job_id)))
-            if raw is not None and JobRecord.model_validate_json(raw).status is Status.QUEUED:
-                return
-            pipeline.multi()
-            pipeline.zrem(turns.waiting_key(owner), job_id)
-            pipeline.execute()
 
     def _check_room(self, owner: str) -> None:
         """Raise TooManyJobs if no more jobs of this owner may wait."""
@@ -202,32 +142,6 @@ class Store:
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
-    def change(
-        self,
-        job_id: str,
-        change: Callable[[JobRecord], JobRecord],
-        attempt: int | None = None,
-        also: Also | None = None,
-    ) -> JobRecord:
-        """Replace a record by `change(record)`, atomically; `change` may run more than once.
-
-        A change of status is appended to the events, and a job that goes back to the queue is delivered again, both in
-        the same transaction.
-
-        Args:
-            attempt: the fencing token. With it, the change is refused unless this attempt still holds the job.
-
-        Raises:
-            StaleAttempt: the attempt no longer holds the job.
-            JobNotFound, IllegalTransition.
-        """
-        while True:
-            with self.redis.pipeline() as pipeline:
-                try:
-                    return self._change(pipeline, job_id, change, attempt, also)
-                except WatchError:
-                    continue  # the record moved: look again
-
     def next_turn(self, worker: str) -> JobRecord | None:
         """Begin an attempt at the job whose turn it is; None if none may begin now."""
         while True:
@@ -239,7 +153,7 @@ class Store:
                         return None
                     owner, job_id = found
                     try:
-                        return self._change(pipeline, job_id, lambda record: _begin(record, worker))
+                        return self.change_once(pipeline, job_id, lambda record: _begin(record, worker))
                     except (_NothingToClaim, JobNotFound):
                         self._forget_waiting(owner, job_id)
                 except WatchError:
@@ -251,6 +165,17 @@ class Store:
             return self.change(job_id, lambda record: _begin(record, worker))
         except _NothingToClaim:
             return None
+
+    def _forget_waiting(self, owner: str, job_id: str) -> None:
+        """Take a job that waits no more out of its owner's, unless it has come back meanwhile."""
+        with self.redis.pipeline() as pipeline:
+            pipeline.watch(record_key(job_id))
+            raw = cast(bytes | None, pipeline.get(record_key(job_id)))
+            if raw is not None and JobRecord.model_validate_json(raw).status is Status.QUEUED:
+                return
+            pipeline.multi()
+            pipeline.zrem(turns.waiting_key(owner), job_id)
+            pipeline.execute()
 
     def move(self, job_id: str, attempt: int, to: Status, failure: Failure | None = None) -> JobRecord:
         """One arrow in the status table, by the attempt that holds the job.
@@ -279,8 +204,8 @@ class Store:
             with self.redis.pipeline() as pipeline:
                 try:
                     pipeline.watch(record_key(job_id))
-                    record = _decode(job_id, cast(bytes | None, pipeline.get(record_key(job_id))))
-                    _check_fence(record, progress.attempt)
+                    record = decode(job_id, cast(bytes | None, pipeline.get(record_key(job_id))))
+                    check_fence(record, progress.attempt)
                     pipeline.multi()
                     pipeline.set(_progress_key(job_id), progress.model_dump_json())
                     pipeline.zadd(RUNNING, {job_id: time.time()})
@@ -290,6 +215,11 @@ class Store:
                     return record
                 except WatchError:
                     continue
+
+    def progress(self, job_id: str) -> Progress | None:
+        """Where the running attempt stands; None before the first report."""
+        raw = cast(bytes | None, self.redis.get(_progress_key(job_id)))
+        return Progress.model_validate_json(raw) if raw else None
 
     # -- watching over attempts ---------------------------------------------------------------------------------------
 
@@ -340,31 +270,6 @@ class Store:
 
         return self.change(job_id, cancel, also=also)
 
-    # -- inside a transaction -----------------------------------------------------------------------------------------
-
-    def _change(
-        self,
-        pipeline: "Pipeline",
-        job_id: str,
-        change: Callable[[JobRecord], JobRecord],
-        attempt: int | None = None,
-        also: Also | None = None,
-    ) -> JobRecord:
-        """One try at `change`. Raises WatchError if the record, or what the caller watches, moved meanwhile."""
-        pipeline.watch(record_key(job_id))
-        old = _decode(job_id, cast(bytes | None, pipeline.get(record_key(job_id))))
-        if attempt is not None:
-            _check_fence(old, attempt)
-        new = change(old)
-        if new == old:
-            return old
-        pipeline.multi()
-        self._writer.write(pipeline, old, new)
-        if also is not None:
-            also(pipeline, new)
-        pipeline.execute()
-        return new
-
 
 def open_store(settings: Settings) -> Store:
     """The store that the settings name. Connects at the first call, not now."""
@@ -394,21 +299,6 @@ def _begin(record: JobRecord, worker: str) -> JobRecord:
     if record.status is not Status.QUEUED or record.not_before is not None:
         raise _NothingToClaim
     return begin_attempt(record, worker)
-
-
-def _decode(job_id: str, raw: bytes | None) -> JobRecord:
-    if raw is None:
-        raise JobNotFound(job_id)
-    return JobRecord.model_validate_json(raw)
-
-
-def _check_fence(record: JobRecord, attempt: int) -> None:
-    """Raise StaleAttempt unless `attempt` holds the job."""
-    if not record.status.running or record.attempt is None or record.attempt.number != attempt:
-        holder = f"attempt {record.attempt.number}" if record.attempt and record.status.running else "no attempt"
-        raise StaleAttempt(
-            f"Job {record.id} is {record.status}, held by {holder}: attempt {attempt} may write no more."
-        )
 
 
 def _progress_key(job_id: str) -> str:

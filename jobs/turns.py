@@ -5,6 +5,7 @@ used, so that one owner's thousand jobs, submitted first, do not stand before an
 jobs lie in the queue; one too many does nothing, and one too few is noticed by the reaper.
 
 Keys:
+    loraq:waiting           owners whose jobs wait for a turn; one who has none left is taken out by the reaper
     loraq:turns             owners, by when a job of theirs last began (seconds since 1970; 0 for never)
     loraq:waiting:{owner}   ids of jobs that wait for a turn; score 0 for high priority, 1 for normal, then by age
     loraq:delayed           ids of jobs that wait out a failure, by when they may be tried again
@@ -19,10 +20,12 @@ from typing import cast
 
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import WatchError
 
 from jobs.record import JobRecord
 from jobs.status import Status
 
+WAITING = "loraq:waiting"
 TURNS = "loraq:turns"
 DELAYED = "loraq:delayed"
 
@@ -46,6 +49,7 @@ def enter(pipeline: "Pipeline", record: JobRecord) -> bool:
         return False
     pipeline.zadd(waiting_key(record.owner), {record.id: 0 if record.spec.priority == "high" else 1})
     pipeline.zadd(TURNS, {record.owner: 0}, nx=True)
+    pipeline.sadd(WAITING, record.owner)
     return True
 
 
@@ -81,19 +85,38 @@ class Owner:
 
 
 def owners(redis: "Redis") -> list[Owner]:
-    """Every owner who ever submitted, in two round trips."""
-    served = cast(list[tuple[bytes, float]], redis.zrange(TURNS, 0, -1, withscores=True))
+    """Every owner whose jobs wait, and perhaps some whose last one has just begun; in two round trips."""
+    names = [name.decode() for name in cast(set[bytes], redis.smembers(WAITING))]
+    if not names:
+        return []
     with redis.pipeline(transaction=False) as pipeline:
-        for name, _ in served:
-            pipeline.zcard(waiting_key(name.decode()))
+        pipeline.zmscore(TURNS, names)
+        for name in names:
+            pipeline.zcard(waiting_key(name))
             for status in _RUNNING:
-                pipeline.zcard(index_key(name.decode(), status))
-        counts = cast(list[int], pipeline.execute())
+                pipeline.zcard(index_key(name, status))
+        served, *counts = cast(tuple[list[float | None], *tuple[int, ...]], pipeline.execute())
     each = len(_RUNNING) + 1
     return [
-        Owner(name.decode(), served_at, counts[i * each], sum(counts[i * each + 1 : (i + 1) * each]))
-        for i, (name, served_at) in enumerate(served)
+        Owner(name, served_at or 0, counts[i * each], sum(counts[i * each + 1 : (i + 1) * each]))
+        for i, (name, served_at) in enumerate(zip(names, served, strict=True))
     ]
+
+
+def forget_idle(redis: "Redis") -> None:
+    """Take owners out of those whose jobs wait when none do, so that a turn costs no look at them."""
+    for owner in owners(redis):
+        if not owner.waiting:
+            with redis.pipeline() as pipeline:
+                try:
+                    pipeline.watch(waiting_key(owner.name))
+                    if pipeline.zcard(waiting_key(owner.name)):
+                        continue
+                    pipeline.multi()
+                    pipeline.srem(WAITING, owner.name)
+                    pipeline.execute()
+                except WatchError:
+                    continue  # a job of theirs has just come to wait
 
 
 def next_job(redis: "Redis", max_running: int | None) -> tuple[str, str] | None:

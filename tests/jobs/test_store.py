@@ -31,7 +31,7 @@ def test_a_submission_is_record_index_event_and_delivery(store, make_spec):
 
 
 def test_a_submission_that_fails_half_way_leaves_nothing(store, make_spec, monkeypatch):
-    monkeypatch.setattr(store._writer, "_enter", lambda *_: 1 / 0)  # the last write of the transaction
+    monkeypatch.setattr(store.writer, "_enter", lambda *_: 1 / 0)  # the last write of the transaction
 
     with pytest.raises(ZeroDivisionError):
         store.submit(JobRecord.create("me", make_spec()), "key")

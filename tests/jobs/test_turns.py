@@ -124,3 +124,31 @@ def test_a_ticket_in_use_for_another_job_outlives_the_cancel_of_the_one_it_was_m
     assert store.queue.count == 1
     assert DeliveryJob.exists(ticket_of(second.id, 1), connection=store.redis)  # RQ watches its horse by it
     assert 0 < store.redis.ttl(DeliveryJob.key_for(ticket_of(second.id, 1))) <= 86_400
+
+
+def test_an_owner_whose_jobs_have_all_begun_costs_no_look_and_comes_back(store, submit):
+    submit("alice"), submit("bob")
+    store.next_turn("worker")
+
+    turns.forget_idle(store.redis)
+
+    assert [owner.name for owner in turns.owners(store.redis)] == ["bob"]
+    submit("alice")
+    assert {owner.name for owner in turns.owners(store.redis)} == {"alice", "bob"}
+    assert [store.next_turn(f"worker-{n}").owner for n in (2, 3)] == ["bob", "alice"]
+
+
+def test_an_owner_whose_job_comes_while_idle_ones_are_forgotten_is_kept(store, submit, monkeypatch):
+    submit("alice")
+    store.next_turn("worker")
+    look = turns.owners
+
+    def slowly(redis):
+        seen = look(redis)
+        submit("alice")
+        return seen
+
+    with monkeypatch.context() as patched:
+        patched.setattr(turns, "owners", slowly)
+        turns.forget_idle(store.redis)
+    assert store.next_turn("again") is not None
