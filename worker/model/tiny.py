@@ -10,56 +10,30 @@ models come in. Its weights are random, but shaped so that training on it shows 
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from worker.model import sdxl_configs, single_file
-from worker.model.base_model import CONFIG_KEY
-from worker.model.schedule import BETA_END, BETA_START, SAMPLE_STEPS_OFFSET, TRAIN_TIMESTEPS
+from worker.model import sdxl_configs
+from worker.model.base_writer import Configs, State, published_states, write_folder, write_single_file
 from worker.model.single_file import Part
-from worker.model.tokenizer import END, tokenizer_files
 from worker.model.unet import UNet, UNetConfig
 
 NAME = "tiny-sdxl"
 Layout = Literal["both", "single_file", "diffusers"]
-State = dict[str, Tensor]
 
 _TEXT_SIZES = {"intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "projection_dim": 16}
-_CONFIGS: dict[Part, dict[str, Any]] = {
+_CONFIGS: Configs = {
     "unet": UNetConfig.tiny().to_diffusers(),
     "vae": sdxl_configs.VAE | {"block_out_channels": [8, 16, 16, 16], "norm_num_groups": 4, "sample_size": 128},
     # All widths differ, so that no reader can take one for another (diffusers tells the encoders apart by theirs).
     "text_encoder": sdxl_configs.TEXT_ENCODER | _TEXT_SIZES | {"hidden_size": 8},
     "text_encoder_2": sdxl_configs.TEXT_ENCODER_2 | _TEXT_SIZES | {"hidden_size": 24},
-}
-_SCHEDULER = {
-    "_class_name": "EulerDiscreteScheduler",
-    "beta_end": BETA_END,
-    "beta_schedule": "scaled_linear",
-    "beta_start": BETA_START,
-    "num_train_timesteps": TRAIN_TIMESTEPS,
-    "prediction_type": "epsilon",
-    "steps_offset": SAMPLE_STEPS_OFFSET,
-    "timestep_spacing": "leading",
-}
-_MODEL_INDEX = {
-    "_class_name": "StableDiffusionXLPipeline",
-    "force_zeros_for_empty_prompt": True,
-    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "tokenizer_2": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
 }
 
 
@@ -73,10 +47,10 @@ def write_tiny_base(folder: Path, seed: int = 0, layout: Layout = "both") -> dic
     paths = {}
     if layout in ("both", "single_file"):
         paths["single_file"] = folder / f"{NAME}.safetensors"
-        _write_single_file(paths["single_file"], states)
+        write_single_file(paths["single_file"], _CONFIGS, states)
     if layout in ("both", "diffusers"):
         paths["diffusers"] = folder / NAME
-        _write_folder(paths["diffusers"], states)
+        write_folder(paths["diffusers"], _CONFIGS, states)
     return paths
 
 
@@ -92,20 +66,7 @@ def _make_weights(seed: int) -> dict[Part, State]:
         _randomize(module, generator)
     _shape_unet(unet)
     _shape_vae(vae, generator)
-    return {
-        "unet": _published(unet),
-        "vae": _published(vae),
-        "text_encoder": _published(encoder_1, prefix="text_model."),
-        "text_encoder_2": _published(encoder_2),
-    }
-
-
-def _published(module: nn.Module, prefix: str = "") -> State:
-    """Return the state dict as it is saved: BF16, and with `prefix` where transformers leaves it out."""
-    return {
-        name if name.startswith(prefix) else prefix + name: tensor.to(torch.bfloat16)
-        for name, tensor in module.state_dict().items()
-    }
+    return published_states({"unet": unet, "vae": vae, "text_encoder": encoder_1, "text_encoder_2": encoder_2})
 
 
 @torch.no_grad()
@@ -165,47 +126,6 @@ def _shape_vae(vae: AutoencoderKL, generator: torch.Generator) -> None:
     bias[:4] = (-means * gain).float()
     weight[4:] = 0
     bias[4:] = -10.0  # log variance: a tight posterior, like SDXL's
-
-
-def _write_folder(folder: Path, states: dict[Part, State]) -> None:
-    """Write the diffusers layout."""
-    files: dict[str, str] = {
-        "model_index.json": json.dumps(_MODEL_INDEX, indent=2),
-        "scheduler/scheduler_config.json": json.dumps(_SCHEDULER, indent=2),
-        **{f"{part}/config.json": json.dumps(config, indent=2) for part, config in _CONFIGS.items()},
-        **{f"tokenizer/{name}": text for name, text in tokenizer_files(END).items()},
-        **{f"tokenizer_2/{name}": text for name, text in tokenizer_files("!").items()},
-    }
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
-    for part, state in states.items():
-        stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
-        _save(folder / part / f"{stem}.safetensors", state, {"format": "pt"})
-
-
-def _write_single_file(file: Path, states: dict[Part, State]) -> None:
-    """Write Stability AI's layout, with all four configs in the metadata."""
-    merged: State = {}
-    thirds: dict[str, dict[int, Tensor]] = {}
-    for part, state in states.items():
-        for name, tensor in state.items():
-            location = single_file.locate(part, name)
-            if location.third is not None:
-                thirds.setdefault(location.key, {})[location.third] = tensor
-            elif location.form == "transposed":
-                merged[location.key] = tensor.T.contiguous()
-            else:
-                merged[location.key] = tensor[..., None, None] if location.form == "convolution" else tensor
-    merged |= {key: torch.cat([parts[i] for i in range(3)]) for key, parts in thirds.items()}
-    _save(file, merged, {CONFIG_KEY: json.dumps(_CONFIGS, sort_keys=True)})
-
-
-def _save(file: Path, state: State, metadata: dict[str, str]) -> None:
-    """Write beside and rename, since a reader may have the old file mapped. One metadata key, as many have no order."""
-    partial = file.with_name(file.name + ".partial")
-    save_file(state, partial, metadata=metadata)
-    partial.replace(file)
 
 
 def main() -> None:
