@@ -197,13 +197,17 @@ def open_worker(store: Store, settings: Settings) -> AttemptWorker:
     return worker
 
 
-def work(store: Store, settings: Settings) -> None:
-    """Work off the queue until SIGTERM. RQ's loop ends whenever Redis fails it in a way it does not expect."""
+def work(store: Store, settings: Settings, once: bool = False) -> None:
+    """Work off the queue until SIGTERM. RQ's loop ends whenever Redis fails it in a way it does not expect.
+
+    Args:
+        once: use one ticket, or find that there is none, and end: for those who start a worker for each job.
+    """
     while True:
         try:
             worker = open_worker(store, settings)
-            worker.work(logging_level="WARNING")
-            if worker.told_to_stop:
+            worker.work(logging_level="WARNING", burst=once, max_jobs=1 if once else None)
+            if once or worker.told_to_stop:
                 return
             log.warning("RQ's loop has ended, and is begun again")
         except RedisError as error:
