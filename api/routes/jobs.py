@@ -120,7 +120,7 @@ def retry(actor: ActorDep, services: ServicesDep, job_id: str, response: Respons
 def _view(services: ServicesDep, record: JobRecord) -> Job:
     store = services.store
     told = webhooks.delivery(store.redis, record.id) if record.spec.webhook and record.status.final else None
-    return Job.of(record, store.progress(record.id), told)
+    return Job.of(record, store.progress(record.id) if record.attempts else None, told)
 
 
 def _trainable_parameters(lora: LoRASpec) -> int:
