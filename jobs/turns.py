@@ -86,7 +86,7 @@ class Owner:
 
 def owners(redis: "Redis") -> list[Owner]:
     """Every owner whose jobs wait, and perhaps some whose last one has just begun; in two round trips."""
-    names = [name.decode() for name in cast(set[bytes], redis.smembers(WAITING))]
+    names = sorted(name.decode() for name in cast(set[bytes], redis.smembers(WAITING)))
     if not names:
         return []
     with redis.pipeline(transaction=False) as pipeline:
