@@ -73,7 +73,7 @@ def _only_opened(settings: Settings, owner: str) -> Check:
     def check(spec: JobSpec) -> Iterator[Problem]:
         uris = (
             ("base_model", spec.base_model, check_readable),
-            ("dataset.uri", spec.dataset.uri, check_readable),
+            *((field, uri, check_readable) for field, uri in spec.dataset.uris().items()),
             ("output.uri", spec.output.uri, check_writable),
         )
         for field, uri, check_opened in uris:

@@ -1,5 +1,6 @@
-"""A job's events in words, one line each."""
+"""A job's events in words, one line each; a dataset's report has several."""
 
+from api.cli_dataset import report_in_words
 from api.schemas import JobEvent
 
 
@@ -15,7 +16,7 @@ def in_words(event: JobEvent) -> str:
         case "phase":
             return f"{data['name']} ..."
         case "dataset":
-            return f"{data['pictures']} pictures"
+            return report_in_words(data)
         case "encoded":
             return f"encoded {data['done']} of {data['total']}"
         case "step":

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from api.schemas import CAPTION_ENDINGS, PICTURE_ENDINGS
+from api.schemas import CAPTION_ENDINGS, METADATA_NAME, PICTURE_ENDINGS
 
 
 class NotADataset(ValueError):
@@ -44,7 +44,9 @@ def read_dataset_folder(folder: Path) -> DatasetFolder:
     names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
     by_ending = {name: PurePosixPath(name).suffix.lower() for name in names}
     pictures = tuple(name for name in names if by_ending[name] in PICTURE_ENDINGS)
-    captions = tuple(name for name in names if by_ending[name] in CAPTION_ENDINGS)
+    captions = tuple(
+        name for name in names if by_ending[name] in CAPTION_ENDINGS or PurePosixPath(name).name == METADATA_NAME
+    )
     if not pictures:
         raise NotADataset(
             f"{folder} holds no picture ({', '.join(PICTURE_ENDINGS)}). Captions go beside them: cat.jpg, cat.txt."

@@ -15,6 +15,7 @@ from jobs.webhooks import Delivery
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 CAPTION_ENDINGS = (".txt", ".caption")
+METADATA_NAME = "metadata.jsonl"  # captions by file, as Hugging Face's imagefolder has them
 MAX_DATASET_FILES = 10_000
 
 
@@ -143,8 +144,8 @@ def _inside_a_dataset(path: str) -> str:
     if any(part in ("", ".", "..") for part in parts):
         raise ValueError("write it relative to the dataset's folder, without . or .. and without / at either end")
     endings = PICTURE_ENDINGS + CAPTION_ENDINGS
-    if PurePosixPath(path).suffix.lower() not in endings:
-        raise ValueError(f"a dataset holds pictures and captions only: {', '.join(endings)}")
+    if PurePosixPath(path).suffix.lower() not in endings and parts[-1] != METADATA_NAME:
+        raise ValueError(f"a dataset holds pictures and captions only: {', '.join((*endings, METADATA_NAME))}")
     return path
 
 

@@ -10,12 +10,11 @@ def not_yet(spec: JobSpec) -> Iterator[Problem]:
     """Every field of `spec` that asks for something loraq does not carry out yet."""
     if spec.base_model.startswith("hf://"):
         yield Problem("base_model", "hf:// is not carried out yet: upload the model to a bucket and name it as s3://.")
-    if spec.dataset.uri.startswith("hf://"):
-        yield Problem("dataset.uri", "hf:// is not carried out yet: use `loraq submit --dataset DIR` or s3://.")
-    if "{" in spec.dataset.uri:
-        yield Problem(
-            "dataset.uri", "WebDataset shards are not carried out yet: unpack them into a folder that ends in /."
-        )
+    for field, uri in spec.dataset.uris().items():
+        if uri.startswith("hf://"):
+            yield Problem(field, "hf:// is not carried out yet: use `loraq submit --dataset DIR` or s3://.")
+        if "{" in uri:
+            yield Problem(field, "WebDataset shards are not carried out yet: unpack them into a folder that ends in /.")
     if spec.dataset.captions.shuffle_tags:
         yield Problem("dataset.captions.shuffle_tags", "is not carried out yet: leave it false.")
     if spec.dataset.captions.keep_tokens != 1:

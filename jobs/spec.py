@@ -27,6 +27,10 @@ S3Uri = Annotated[
 SourceUri = Annotated[str, StringConstraints(max_length=1100, pattern=r"^(s3|hf|file)://[^\x00-\x1f\x7f]+$")]
 
 
+Subfolder = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^/\x00-\x1f\x7f]+(/[^/\x00-\x1f\x7f]+)*$")]
+Repeats = Annotated[int, Field(ge=1, le=1000)]
+
+
 class CaptionSpec(Section):
     """How captions are read."""
 
@@ -38,6 +42,18 @@ class CaptionSpec(Section):
     keep_tokens: int = Field(default=1, ge=0, le=75, description="Tags at the front that shuffle_tags leaves in place.")
 
 
+Layout = Literal["plain", "kohya"]
+_LAYOUT = "plain: the folder with its subfolders; kohya: folders like 10_name in it, with repeats and class tokens."
+
+
+class RegularisationSpec(Section):
+    """Pictures of what the model shall not forget, trained in turn with the others (prior preservation)."""
+
+    uri: SourceUri = Field(description="As dataset.uri; captions without trigger. Every other micro-step is theirs.")
+    layout: Layout = Field(default="plain", description=_LAYOUT)
+    weight: float = Field(default=1.0, gt=0, le=100, description="Of their loss.")
+
+
 class DatasetSpec(Section):
     """Where the pictures are and how their captions are read."""
 
@@ -45,8 +61,24 @@ class DatasetSpec(Section):
         description="Pictures with .txt captions beside them: s3://bucket/folder/, or a .zip, .tar, .tar.gz or .tgz "
         "there, or file:///folder/."
     )
+    layout: Layout = Field(default="plain", description=_LAYOUT)
     trigger: Text | None = Field(default=None, description="Put before each caption.")
     captions: CaptionSpec = CaptionSpec()
+    repeats: dict[Subfolder, Repeats] = Field(
+        default={}, max_length=100, description="Subfolder to how often its pictures come up where others come up once."
+    )
+    regularisation: RegularisationSpec | None = Field(default=None, description="null: off.")
+
+    @model_validator(mode="after")
+    def _repeats_are_said_once(self) -> Self:
+        if self.repeats and self.layout == "kohya":
+            raise ValueError("repeats belongs to the plain layout: in the kohya layout the folders' names say it.")
+        return self
+
+    def uris(self) -> dict[str, str]:
+        """Every place that pictures are fetched from, by the field that names it."""
+        own = {"dataset.uri": self.uri}
+        return own | ({"dataset.regularisation.uri": self.regularisation.uri} if self.regularisation else {})
 
 
 class LoRASpec(Section):

@@ -101,8 +101,10 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
         output.mkdir()
         inputs = Inputs(settings, storage, downloads, record.owner)
         lease.event("phase", {"name": "fetching"})
+        folders = {field: inputs.dataset(uri, lease.check, field) for field, uri in record.spec.dataset.uris().items()}
         places = Places(
-            dataset=inputs.dataset(record.spec.dataset.uri, lease.check),
+            dataset=folders["dataset.uri"],
+            regularisation=folders.get("dataset.regularisation.uri"),
             base_model=inputs.base_model(record.spec.base_model, lease.check),
             output=output,
             cache=data_dir / "cache",

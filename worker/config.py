@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.settings import Settings
-from jobs.spec import JobSpec
-from worker.data.config import DatasetConfig
+from jobs.spec import JobSpec, RegularisationSpec
+from worker.data.config import DatasetConfig, RegularisationConfig
 from worker.loop.config import (
     CheckpointsConfig,
     OptimizerConfig,
@@ -26,6 +26,7 @@ class Places:
 
     base_model: Path  # .safetensors file, or folder in diffusers' layout
     dataset: Path  # folder of pictures and captions
+    regularisation: Path | None  # another
     output: Path  # folder that the trainer fills
     cache: Path  # latents and text embeddings, shared by all jobs of this worker
 
@@ -42,6 +43,9 @@ def trainer_config(spec: JobSpec, places: Places, settings: Settings) -> Trainer
             trigger=spec.dataset.trigger,
             missing_captions=captions.missing,
             caption_dropout=captions.dropout,
+            layout=spec.dataset.layout,
+            repeats=tuple(spec.dataset.repeats.items()),
+            regularisation=_regularisation(spec.dataset.regularisation, places.regularisation),
         ),
         train=TrainConfig(
             steps=training.steps,
@@ -70,3 +74,9 @@ def trainer_config(spec: JobSpec, places: Places, settings: Settings) -> Trainer
         samples=SamplesConfig(prompts=spec.samples.prompts, every_n_steps=spec.samples.every_n_steps),
         formats=spec.output.formats,
     )
+
+
+def _regularisation(spec: RegularisationSpec | None, folder: Path | None) -> RegularisationConfig | None:
+    if spec is None or folder is None:
+        return None
+    return RegularisationConfig(folder=str(folder), layout=spec.layout, weight=spec.weight)

@@ -46,23 +46,23 @@ class Inputs:
         model = self._object(address, FailureReason.BASE_MODEL_INVALID, "base_model")
         return self._downloads.fetch([model], _folder_of(address), on_bytes) / address.key.rpartition("/")[2]
 
-    def dataset(self, uri: str, on_bytes: Callable[[int], None]) -> Path:
-        """A folder of pictures and captions on this machine; an archive is unpacked.
+    def dataset(self, uri: str, on_bytes: Callable[[int], None], field: str = "dataset.uri") -> Path:
+        """A folder of pictures and captions on this machine; an archive is unpacked. `field` is who names it.
 
         Raises:
             InputMissing, ArchiveInvalid, StorageError.
         """
         if uri.startswith("file://"):
-            return self._local(uri, FailureReason.DATASET_INVALID, "dataset.uri")
+            return self._local(uri, FailureReason.DATASET_INVALID, field)
         if is_archive(uri):
             address = S3Uri.parse(uri)
-            archive = self._object(address, FailureReason.DATASET_INVALID, "dataset.uri")
-            self._check_dataset_size(uri, archive.size_bytes)
+            archive = self._object(address, FailureReason.DATASET_INVALID, field)
+            self._check_dataset_size(uri, archive.size_bytes, field)
             limit_bytes = int(self._settings.max_dataset_gib * 2**30)
             return self._downloads.fetch(
                 [archive], _folder_of(address), on_bytes, lambda path, to: unpack(path, to, limit_bytes, on_bytes)
             )
-        return self._folder(S3Uri.parse(uri).folder(), FailureReason.DATASET_INVALID, "dataset.uri", on_bytes)
+        return self._folder(S3Uri.parse(uri).folder(), FailureReason.DATASET_INVALID, field, on_bytes)
 
     def _folder(self, uri: S3Uri, reason: FailureReason, field: str, on_bytes: Callable[[int], None]) -> Path:
         check_readable(uri, self._settings, self._owner)
@@ -78,7 +78,7 @@ class Inputs:
                 f"{field}: {uri} holds {len(objects)} files, the limit is {MAX_DATASET_FILES}: name a subfolder.",
             )
         if reason is FailureReason.DATASET_INVALID:
-            self._check_dataset_size(str(uri), sum(each.size_bytes for each in objects))
+            self._check_dataset_size(str(uri), sum(each.size_bytes for each in objects), field)
         return self._downloads.fetch(objects, uri, on_bytes)
 
     def _object(self, uri: S3Uri, reason: FailureReason, field: str) -> StoredObject:
@@ -88,12 +88,12 @@ class Inputs:
         except ObjectNotFound as error:
             raise InputMissing(reason, f"{field}: {error}") from error
 
-    def _check_dataset_size(self, uri: str, size_bytes: int) -> None:
+    def _check_dataset_size(self, uri: str, size_bytes: int, field: str) -> None:
         limit_gib = self._settings.max_dataset_gib
         if size_bytes > limit_gib * 2**30:
             raise InputMissing(
                 FailureReason.DATASET_INVALID,
-                f"dataset.uri: {uri} holds {size_bytes / 2**30:.1f} GiB, the limit is {limit_gib:g} "
+                f"{field}: {uri} holds {size_bytes / 2**30:.1f} GiB, the limit is {limit_gib:g} "
                 "(LORAQ_MAX_DATASET_GIB): make the pictures smaller, or several datasets of it.",
             )
 

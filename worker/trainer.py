@@ -10,7 +10,7 @@ Standard output carries facts and nothing else: one JSON object a line, flushed.
 error.
 
     {"fact": "phase", "name": "reading" | "encoding" | "loading" | "training" | "exporting"}
-    {"fact": "dataset", "pictures": 8, "bucket_sizes": {"512x512": 5, ...}, "captions": [first five], "skipped": [...]}
+    {"fact": "dataset", "pictures": 8, "bucket_sizes": {"512x512": 5, ...}, "captions": [first five], ...}
     {"fact": "warning", "message": "..."}                     clamped, enlarged or skipped; training goes on
     {"fact": "encoded", "done": 3, "total": 16}               pictures, captions and prompts, from the cache or anew
     {"fact": "step", "step": 1, "steps": 100, "loss": 0.12, "lr": 1e-4, "seconds": 0.3, "peak_bytes": 5573000000 | null}
@@ -23,11 +23,12 @@ and exactly one of these, last:
     {"fact": "stopped", "step": 57, "path": "checkpoints/step-000057"}            after SIGTERM: go on from path
     {"fact": "failed", "reason": "dataset_invalid" | ..., "message": "..."}       the only one with exit code 1, not 0
 
-Steps count from 1. Paths are relative to the output folder. `peak_bytes` is the most GPU memory allocated since
-training began, null on a CPU. `loss_first` and `loss_last` are means over the first and last tenth of the steps, at
-least one. `step` and `path` of `stopped` are null when this process had trained no step yet. `reason` is the
-TrainerError's, or out_of_memory_gpu, out_of_memory_host, or crashed. A process that ends without one of the last three
-was killed.
+`dataset` has the fields of worker.data.report.DatasetReport but the warnings, and no more than twenty of `skipped`, of
+`skipped_total`; dataset.json has all. Steps count from 1. Paths are relative to the output folder. `peak_bytes` is the
+most GPU memory allocated since training began, null on a CPU. `loss_first` and `loss_last` are means over the first and
+last tenth of the steps, at least one. `step` and `path` of `stopped` are null when this process had trained no step
+yet. `reason` is the TrainerError's, or out_of_memory_gpu, out_of_memory_host, or crashed. A process that ends without
+one of the last three was killed.
 """
 
 import argparse

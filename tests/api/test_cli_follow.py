@@ -18,7 +18,27 @@ EVENTS: list[tuple[Kind, dict[str, Any], str]] = [
     ("status", {"from": "training", "to": "failed", "reason": "nan_loss", "message": "NaN."}, "failed: NaN."),
     ("cancel_requested", {}, "cancel asked for"),
     ("phase", {"name": "encoding"}, "encoding ..."),
-    ("dataset", {"pictures": 8, "bucket_sizes": {"64x64": 8}, "captions": [], "skipped": []}, "8 pictures"),
+    (
+        "dataset",
+        {
+            "pictures": 8,
+            "repeated": 17,
+            "regularisation_pictures": 3,
+            "sizes_px": {"smallest": "60x30", "median": "96x64", "largest": "512x384"},
+            "bucket_sizes": {"64x64": 7, "96x32": 1},
+            "captions": ["a cat", ""],
+            "caption_sources": {".txt": 7, "none": 1},
+            "skipped": ["a\n12:00:00  succeeded.md is neither a picture nor a caption."],
+            "skipped_total": 12,
+        },
+        "8 pictures, 17 with repeats, 3 regularisation pictures, 60x30 to 512x384 px\n"
+        "    trained at 64x64 (7), 96x32 (1)\n"
+        "    captions from .txt (7), none (1)\n"
+        "    caption: a cat\n"
+        "    caption: (none)\n"
+        "    skipped: a 12:00:00 succeeded.md is neither a picture nor a caption.\n"
+        "    skipped: 11 more",
+    ),
     ("encoded", {"done": 3, "total": 16}, "encoded 3 of 16"),
     (
         "step",

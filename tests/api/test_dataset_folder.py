@@ -38,7 +38,7 @@ def test_the_folders_name_becomes_one_that_the_api_takes(tmp_path: Path, folder:
 
 
 def test_what_is_uploaded_is_what_the_trainer_reads() -> None:
-    from worker.data.dataset import CAPTION_ENDINGS as CAPTIONS_READ
+    from worker.data.captions import CAPTION_ENDINGS as CAPTIONS_READ
     from worker.data.pictures import PICTURE_ENDINGS as PICTURES_READ
 
     assert (PICTURE_ENDINGS, CAPTION_ENDINGS) == (PICTURES_READ, CAPTIONS_READ)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from worker.data.batches import Batches, Example
+from worker.data.batches import Batches, Example, Regularisation
 from worker.data.encoding import TextEmbedding
 
 EMPTY = TextEmbedding(torch.zeros(77, 4), torch.zeros(2))
@@ -85,6 +85,35 @@ def test_caption_dropout_has_clean_ends(make_batches: Callable[..., Batches], dr
     assert sum(bool(batches.at(position).text_embeds.any()) for position in range(8)) == kept
 
 
+def numbered(shape: tuple[int, int, int], n: int) -> Example:
+    caption = TextEmbedding(torch.full((77, 4), n), torch.full((2,), n))
+    return Example(torch.full(shape, n), caption, torch.full((6,), n))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_regularisation_pictures_take_every_other_batch_and_their_weight(batch_size: int) -> None:
+    pictures = [numbered((4, 2, 4), n) for n in (1, 2, 3)]
+    regularisation = [numbered((4, 4, 2), n) for n in (11, 12, 13, 14, 15)]
+    batches = Batches(pictures, EMPTY, batch_size, 0, regularisation=Regularisation(regularisation, 0.25))
+    seen: Counter[int] = Counter()
+    for position in range(30):  # five cycles of three, three cycles of five
+        batch = batches.at(position)
+        assert batch.weights is not None
+        of_regularisation = position % 2 == 1
+        assert batch.weights.tolist() == [0.25 if of_regularisation else 1.0] * batch_size
+        numbers = batch.latents[:, 0, 0, 0]
+        assert (numbers > 10).tolist() == [of_regularisation] * batch_size
+        assert torch.equal(numbers, batch.pooled_text_embeds[:, 0])
+        seen.update(numbers.tolist())
+    assert seen == dict.fromkeys((1, 2, 3), 5 * batch_size) | dict.fromkeys((11, 12, 13, 14, 15), 3 * batch_size)
+
+
+def test_without_regularisation_all_weigh_the_same(make_batches: Callable[..., Batches]) -> None:
+    assert make_batches().at(0).weights is None
+
+
 def test_no_examples_are_refused() -> None:
     with pytest.raises(ValueError, match="no examples"):
         Batches([], EMPTY, 1, 0)
+    with pytest.raises(ValueError, match="no examples"):
+        Batches([numbered((4, 2, 2), 1)], EMPTY, 1, 0, regularisation=Regularisation([]))

@@ -1,6 +1,7 @@
 """One micro-step: reproducible noise, and the loss that diffusers' formulas give."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,3 +57,16 @@ def test_loss_is_that_of_the_diffusers_script(make_setup: Callable, gamma: float
         theirs = (F.mse_loss(prediction, noise, reduction="none").mean(dim=[1, 2, 3]) * weights).mean()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)  # float32 rounding
     assert ours.dtype == torch.float32
+
+
+def test_a_pictures_weight_scales_its_loss_alone(make_setup: Callable) -> None:
+    unet, _, batches = make_setup(batch_size=2)
+    batch, schedule = batches.at(0), NoiseSchedule()
+    noise, timesteps = draw_noise(batch.latents.shape, 0, 1, 0, CPU)
+
+    def loss(*weights: float) -> torch.Tensor:
+        return diffusion_loss(unet, schedule, replace(batch, weights=torch.tensor(weights)), noise, timesteps)
+
+    assert torch.equal(loss(1.0, 1.0), diffusion_loss(unet, schedule, batch, noise, timesteps))
+    torch.testing.assert_close(loss(1.0, 0.25), loss(1.0, 0.0) + loss(0.0, 0.25))  # float32 rounding
+    torch.testing.assert_close(loss(0.0, 0.25), loss(0.0, 1.0) / 4)

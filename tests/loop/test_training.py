@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from worker.data.config import DatasetConfig
+from worker.data.config import DatasetConfig, RegularisationConfig
 from worker.errors import BaseModelInvalid, LoRAInvalid, TrainerError
 from worker.loop.config import CheckpointsConfig, SamplesConfig, TrainerConfig
 from worker.loop.training import Stopped, Training
@@ -62,6 +62,10 @@ def test_a_training_leaves_what_its_facts_say(make_config: Callable[..., Trainer
     assert sum(report["bucket_sizes"].values()) == 8
     assert len(report["captions"]) == 5
     assert report["skipped"] == ["LICENSES.md is neither a picture nor a caption."]
+    whole = json.loads((Path(config.output) / "dataset.json").read_text())
+    assert {key: report[key] for key in whole if key != "warnings"} == {
+        k: v for k, v in whole.items() if k != "warnings"
+    }
     assert [fact["done"] for fact in of_kind(facts, "encoded")] == list(range(1, 20))  # 8 + 8 + 2 prompts + empty
     assert {fact["total"] for fact in of_kind(facts, "encoded")} == {19}
     assert [(fact["step"], fact["steps"]) for fact in of_kind(facts, "step")] == [(n, 5) for n in range(1, 6)]
@@ -78,6 +82,7 @@ def test_a_training_leaves_what_its_facts_say(make_config: Callable[..., Trainer
         *(f"lora{form}{ema}.safetensors" for ema in ("", "_ema") for form in ("", "_diffusers")),
         "loss.png",
         "metrics.jsonl",
+        "dataset.json",
         *samples,
     ]
     assert all((output / name).stat().st_size > 0 for name in facts[-1]["files"])
@@ -116,6 +121,30 @@ def test_stopped_and_gone_on_equals_uninterrupted_to_the_bit(
     ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 6
+
+
+def test_regularisation_pictures_change_the_training_and_resume_is_exact_with_them(
+    make_config: Callable[..., TrainerConfig], photos: Path, tmp_path: Path
+) -> None:
+    plain = make_config(5)
+    dataset = dataclasses.replace(plain.dataset, regularisation=RegularisationConfig(str(photos), weight=0.5))
+    whole = dataclasses.replace(plain, dataset=dataset, output=str(tmp_path / "whole"))
+    run(whole)
+    stopped = dataclasses.replace(whole, output=str(tmp_path / "stopped"))
+    run(stopped, stop_after=3)
+    checkpoint = str(tmp_path / "stopped" / "checkpoints" / "step-000003")
+    going_on = dataclasses.replace(whole, output=str(tmp_path / "second"), resume_from=checkpoint)
+    run(going_on)
+    theirs = weights(whole)
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in weights(going_on).items())
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    run(plain)
+    without = [json.loads(line)["loss"] for line in (tmp_path / "output" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[0] == without[0], "the first step is the pictures'"
+    assert losses[1] != without[1]
+    lighter = dataclasses.replace(dataset, regularisation=RegularisationConfig(str(photos), weight=0.25))
+    with pytest.raises(TrainerError, match=r"regularisation_weight was 0\.5 and is 0\.25"):
+        run(dataclasses.replace(going_on, dataset=lighter))
 
 
 def test_more_steps_may_be_asked_for_on_resume_but_nothing_else(

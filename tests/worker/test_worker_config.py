@@ -9,13 +9,23 @@ from jobs.spec import JobSpec
 from jobs.spec_text import parse_spec
 from worker.config import Places, trainer_config
 
-PLACES = Places(base_model=Path("/base"), dataset=Path("/data"), output=Path("/out"), cache=Path("/cache"))
+PLACES = Places(
+    base_model=Path("/base"),
+    dataset=Path("/data"),
+    regularisation=Path("/regularisation"),
+    output=Path("/out"),
+    cache=Path("/cache"),
+)
 
 # Another valid value for each field that the trainer is told.
 TOLD = {
+    "dataset.layout": "kohya",
     "dataset.trigger": "ohwx",
     "dataset.captions.missing": "empty",
     "dataset.captions.dropout": 0.5,
+    "dataset.repeats": {"portraits": 3},
+    "dataset.regularisation.layout": "kohya",
+    "dataset.regularisation.weight": 0.5,
     "lora.rank": 7,
     "lora.alpha": 3.0,
     "lora.targets": "transformer",
@@ -38,12 +48,16 @@ TOLD = {
     "output.formats": ["kohya"],
 }
 
+# Of sections that are off when they are left out.
+DEFAULTS = {"dataset.regularisation.layout": "plain", "dataset.regularisation.weight": 1.0}
+
 READ_ELSEWHERE = {
     "version": "jobs/spec.py: there is one",
     "name": "api/cli.py and every list",
     "preset": "jobs/presets.py",
     "base_model": "worker/inputs.py",
     "dataset.uri": "worker/inputs.py",
+    "dataset.regularisation.uri": "worker/inputs.py",
     "training.optimizer.name": "there is one optimizer",
     "output.uri": "jobs/record.py",
     "priority": "jobs/store.py",
@@ -58,6 +72,9 @@ READ_ELSEWHERE = {
 }
 
 
+REQUIRED_WITH = {"dataset.regularisation.": ("dataset", "regularisation", {"uri": "s3://datasets/b/"})}
+
+
 def spec_with(field: str | None = None, value: object = None) -> JobSpec:
     data: dict = {
         "version": 1,
@@ -66,6 +83,9 @@ def spec_with(field: str | None = None, value: object = None) -> JobSpec:
         "dataset": {"uri": "s3://datasets/a/"},
         "output": {"uri": "s3://outputs/a/"},
     }
+    for start, (section, name, given) in REQUIRED_WITH.items():
+        if field is not None and field.startswith(start):
+            data[section][name] = dict(given)
     if field is not None:
         section = data
         *path, last = field.split(".")
@@ -95,5 +115,6 @@ def test_a_field_changes_what_the_trainer_is_told(field):
     settings = Settings()
 
     changed = trainer_config(spec_with(field, TOLD[field]), PLACES, settings)
+    default = spec_with(field, DEFAULTS[field]) if field in DEFAULTS else spec_with()
 
-    assert changed != trainer_config(spec_with(), PLACES, settings)
+    assert changed != trainer_config(default, PLACES, settings)

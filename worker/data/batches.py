@@ -1,16 +1,16 @@
-"""Which pictures are trained in which micro-step. A function of seed and position alone, so that resume is exact.
+"""What is trained in which micro-step. A function of seed and position alone, so that resume is exact.
 
 Shapes: b batch, h and w of the latents, t and p the widths of text_embeds and pooled_text_embeds.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from worker.data.encoding import TextEmbedding
+from worker.data.order import Order
 from worker.seeds import generator
 
 
@@ -21,6 +21,19 @@ class Example:
     latents: Tensor  # [4, h, w]
     caption: TextEmbedding
     time_ids: Tensor  # [6], float32
+    repeats: int = 1  # how often it comes up where others come up once
+
+
+@dataclass(frozen=True)
+class Regularisation:
+    """Pictures of what the model shall not forget: prior preservation.
+
+    Source: Ruiz et al. 2022, "DreamBooth", https://arxiv.org/abs/2208.12242, section 3.2; pictures of one's own in
+    place of those that the model draws.
+    """
+
+    examples: Sequence[Example]
+    weight: float = 1.0  # of their loss
 
 
 @dataclass(frozen=True)
@@ -29,21 +42,25 @@ class Batch:
     text_embeds: Tensor  # [b, 77, t]
     pooled_text_embeds: Tensor  # [b, p]
     time_ids: Tensor  # [b, 6]
+    weights: Tensor | None = None  # [b], float32, of each picture's loss; None: all are 1
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device; to a GPU from pinned memory, so that the host does not wait."""
         if device.type != "cuda":
-            return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
-        return Batch(*(getattr(self, field.name).pin_memory().to(device, non_blocking=True) for field in fields(self)))
+            return self._each(lambda tensor: tensor.to(device))
+        return self._each(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same with every tensor changed."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
 class Batches:
-    """Batches without end. Every batch is full and of one bucket size; every picture comes up equally often.
+    """Batches without end, in the order of worker.data.order.
 
-    Pictures of a bucket size are strung together, permutation after permutation, and cut into batches. After
-    `batch_size` permutations the cut comes out even for every bucket size, whatever its count: that is a cycle, as
-    many batches as there are pictures. Within a cycle, batches of all bucket sizes are shuffled. With batch_size 1 it
-    is one epoch. A batch may hold a picture twice (with two noises) where two permutations meet.
+    With regularisation pictures, batches alternate: one of pictures at even positions, one of regularisation pictures
+    at odd ones, however many there are of each; both go through all of theirs equally often.
 
     Args:
         examples: every picture once.
@@ -51,6 +68,7 @@ class Batches:
         batch_size: b.
         seed: of the order and of the dropout.
         caption_dropout: chance, 0..1, of the empty caption, drawn for each picture in each batch.
+        regularisation: trained in turn with the pictures; None means off.
 
     Raises:
         ValueError: there are no examples.
@@ -63,45 +81,57 @@ class Batches:
         batch_size: int,
         seed: int,
         caption_dropout: float = 0.0,
+        regularisation: Regularisation | None = None,
     ) -> None:
-        if not examples:
+        if not examples or (regularisation and not regularisation.examples):
             raise ValueError("There are no examples to make batches of.")
-        self.examples = examples
+        self.examples = (*examples, *(regularisation.examples if regularisation else ()))
         self.empty = empty
         self.batch_size = batch_size
         self.seed = seed
         self.caption_dropout = caption_dropout
-        sizes = sorted({tuple(example.latents.shape) for example in examples})
-        self._members = [[i for i, e in enumerate(examples) if tuple(e.latents.shape) == size] for size in sizes]
-        self._cycle = lru_cache(maxsize=1)(self._make_cycle)
+        self._pictures = len(examples)
+        self._order = _order(examples, batch_size, seed, "")
+        self._regularisation = regularisation
+        if regularisation:
+            self._regularisation_order = _order(regularisation.examples, batch_size, seed, "regularisation ")
 
     def __len__(self) -> int:
-        """Batches a cycle."""
-        return len(self.examples)
+        """Batches until every picture has come up `batch_size` times its repeats."""
+        return len(self._order) * (2 if self._regularisation else 1)
 
     def indices(self, position: int) -> list[int]:
-        """Which examples make up the batch at `position`, 0 and up."""
-        cycle, offset = divmod(position, len(self))
-        return self._cycle(cycle)[offset]
+        """Which examples make up the batch at `position`, 0 and up; the regularisation's come after the pictures'."""
+        if not self._regularisation:
+            return self._order[position]
+        if position % 2 == 0:
+            return self._order[position // 2]
+        return [self._pictures + i for i in self._regularisation_order[position // 2]]
 
     def at(self, position: int) -> Batch:
         """The batch of micro-step number `position`, counted from 0 over the whole training."""
-        chosen = [self.examples[i] for i in self.indices(position)]
-        drawn = torch.rand(len(chosen), generator=generator("caption dropout", self.seed, position))
-        captions = [self.empty if u < self.caption_dropout else e.caption for e, u in zip(chosen, drawn, strict=True)]
+        indices = self.indices(position)
+        chosen = [self.examples[i] for i in indices]
+        captions = [self._caption(e, position * self.batch_size + n) for n, e in enumerate(chosen)]
         return Batch(
             torch.stack([example.latents for example in chosen]),
             torch.stack([caption.text_embeds for caption in captions]),
             torch.stack([caption.pooled_text_embeds for caption in captions]),
             torch.stack([example.time_ids for example in chosen]),
+            self._weights(indices),
         )
 
-    def _make_cycle(self, cycle: int) -> list[list[int]]:
-        batches: list[list[int]] = []
-        for bucket, members in enumerate(self._members):
-            source = generator("order", self.seed, cycle, bucket)
-            permutations = [torch.randperm(len(members), generator=source).tolist() for _ in range(self.batch_size)]
-            strung = [members[i] for permutation in permutations for i in permutation]
-            batches += [strung[i : i + self.batch_size] for i in range(0, len(strung), self.batch_size)]
-        shuffled = torch.randperm(len(batches), generator=generator("cycle", self.seed, cycle)).tolist()
-        return [batches[i] for i in shuffled]
+    def _caption(self, example: Example, sample: int) -> TextEmbedding:
+        """The caption of sample number `sample`, counted from 0 over the whole training."""
+        u = torch.rand((), generator=generator("caption dropout", self.seed, sample)).item()
+        return self.empty if u < self.caption_dropout else example.caption
+
+    def _weights(self, indices: list[int]) -> Tensor | None:
+        if not self._regularisation:
+            return None
+        return torch.tensor([1.0 if i < self._pictures else self._regularisation.weight for i in indices])  # [b]
+
+
+def _order(examples: Sequence[Example], batch_size: int, seed: int, stream: str) -> Order:
+    sizes = [tuple(example.latents.shape) for example in examples]
+    return Order(sizes, [example.repeats for example in examples], batch_size, seed, stream)

@@ -1,16 +1,23 @@
 """Reads a folder of captioned pictures; whatever is wrong with it is said at once."""
 
 import hashlib
-from collections import defaultdict
+import posixpath
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.data.config import DatasetConfig
+from worker.data.captions import Captions
+from worker.data.config import DatasetConfig, regularisation_dataset
+from worker.data.layout import NotRead, place_of
 from worker.data.pictures import PICTURE_ENDINGS, UNREAD_ENDINGS, open_picture
 from worker.errors import DatasetInvalid
 
-CAPTION_ENDINGS = (".txt", ".caption")  # the first that exists is used
+REGULARISATION = "regularisation/"  # stands before the names of those pictures
+
+MAX_REPEATED = 200_000
+"""Pictures, repeats counted: the order of a cycle is held in memory."""
+
 _FAULTS_SHOWN = 10
 
 
@@ -23,11 +30,14 @@ class Picture:
     sha256: str  # of the file's bytes, in hex
     size_px: tuple[int, int]  # width, height, upright
     caption: str  # as trained, trigger included
+    caption_source: str = ".txt"  # see worker.data.captions.Caption
+    repeats: int = 1
+    regularisation: bool = False
 
 
 @dataclass(frozen=True)
 class Dataset:
-    pictures: tuple[Picture, ...]  # sorted by name
+    pictures: tuple[Picture, ...]  # sorted by name, those of the regularisation last
     skipped: tuple[str, ...]  # one sentence a file that is not used
     warnings: tuple[str, ...]  # one sentence a kind of change that was made
 
@@ -39,75 +49,119 @@ def read_dataset(config: DatasetConfig) -> Dataset:
         DatasetInvalid: no picture, or one that cannot be decoded, or one without caption. The message lists the first
             ten faults by file and counts the rest.
     """
-    folder = Path(config.folder)
-    if not folder.is_dir():
-        raise DatasetInvalid(f"{folder} is not a folder.")
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    pictures: list[Picture] = []
-    faults: list[str] = []
-    notes: defaultdict[str, list[str]] = defaultdict(list)  # what was changed, and in which pictures
-    for name, path in files.items():
-        ending = path.suffix.lower()
-        if ending in UNREAD_ENDINGS:
-            faults.append(f"{name} is a {ending} file: save it as one of {', '.join(PICTURE_ENDINGS)}.")
-        if ending not in PICTURE_ENDINGS:
-            continue
-        caption, caption_faults = _caption(path, name, files, config)
-        try:
-            opened = open_picture(path)
-        except DatasetInvalid as error:
-            caption_faults.append(f"{name} {error}.")
-        else:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            pictures.append(Picture(path, name, digest, opened.image.size, caption))
+    folders = [_Folder(config, "")]
+    if (of_regularisation := regularisation_dataset(config)) is not None:
+        folders.append(_Folder(of_regularisation, REGULARISATION))
+    if faults := [fault for folder in folders for fault in folder.faults]:
+        raise DatasetInvalid(_listing(f"The dataset cannot be trained on: {len(faults)} faults.", faults))
+    return Dataset(
+        pictures=tuple(picture for folder in folders for picture in folder.pictures),
+        skipped=tuple(line for folder in folders for line in folder.skipped),
+        warnings=tuple(line for folder in folders for line in folder.warnings),
+    )
+
+
+class _Folder:
+    """One folder, read: its pictures, and what is to be said of it. `prefix` goes before every name."""
+
+    def __init__(self, config: DatasetConfig, prefix: str) -> None:
+        folder = Path(config.folder)
+        if not folder.is_dir():
+            raise DatasetInvalid(f"{folder} is not a folder.")
+        self.pictures: list[Picture] = []
+        self.faults: list[str] = []
+        self.skipped: list[str] = []
+        self.warnings: list[str] = []
+        self._config = config
+        self._prefix = prefix
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        self._read(files)
+        self._check_repeats(files)
+        if not self.pictures and not self.faults:
+            what = "The regularisation" if prefix else "It"
+            self.faults.append(f"{what} has no picture ({', '.join(PICTURE_ENDINGS)}) among {len(files)} files.")
+
+    def _read(self, files: Mapping[str, Path]) -> None:
+        captions = Captions(files, _is_picture, self._config.missing_captions)
+        not_read: dict[str, str] = {}
+        notes: defaultdict[str, list[str]] = defaultdict(list)  # what was changed, and in which pictures
+        for name, path in files.items():
+            ending = _ending(name)
+            if ending not in PICTURE_ENDINGS and ending not in UNREAD_ENDINGS:
+                continue
+            try:
+                place = place_of(name, self._config)
+            except NotRead as why:
+                not_read[name] = str(why)
+                continue
+            except ValueError as error:
+                self.faults.append(f"{self._prefix}{name} {error}.")
+                continue
+            if ending in UNREAD_ENDINGS:
+                endings = ", ".join(PICTURE_ENDINGS)
+                self.faults.append(f"{self._prefix}{name} is a {ending} file: save it as one of {endings}.")
+                continue
+            caption = captions.of(name, place.class_tokens)
+            self.faults += [f"{self._prefix}{fault}" for fault in captions.faults]
+            captions.faults.clear()
+            if caption.source == "class tokens":
+                notes["without caption have the name of their folder for one"].append(name)
+            try:
+                opened = open_picture(path)
+            except DatasetInvalid as error:
+                self.faults.append(f"{self._prefix}{name} {error}.")
+                continue
             for note in opened.notes:
                 notes[note].append(name)
-        faults += caption_faults
-    if not pictures and not faults:
-        faults.append(f"It has no picture ({', '.join(PICTURE_ENDINGS)}) among {len(files)} files.")
-    if faults:
-        raise DatasetInvalid(_listing(f"The dataset cannot be trained on: {len(faults)} faults.", faults))
-    changes = (f"{len(names)} pictures {note}: {_some(names)}." for note, names in notes.items())
-    return Dataset(tuple(pictures), tuple(_skipped(files)), tuple(changes))
+            self.pictures.append(
+                Picture(
+                    path,
+                    self._prefix + name,
+                    hashlib.sha256(path.read_bytes()).hexdigest(),
+                    opened.image.size,
+                    ", ".join(part for part in (self._config.trigger, caption.text) if part),
+                    caption.source,
+                    place.repeats,
+                    bool(self._prefix),
+                )
+            )
+        self.faults += [f"{self._prefix}{fault}" for fault in captions.faults]  # of metadata, without any picture
+        self.warnings += [f"{len(names)} pictures {note}: {self._some(names)}." for note, names in notes.items()]
+        self.skipped += self._skipped(files, captions, not_read)
+
+    def _skipped(self, files: Mapping[str, Path], captions: Captions, not_read: Mapping[str, str]) -> Iterable[str]:
+        """Every file that is neither a picture nor the caption of one, and why."""
+        pictures = {name for name in files if _is_picture(name) and name not in not_read}
+        for name in files:
+            if name in pictures or name in captions.used:
+                continue
+            why = not_read.get(name) or captions.why_unused(name) or "is neither a picture nor a caption"
+            yield f"{self._prefix}{name} {why}."
+
+    def _check_repeats(self, files: Mapping[str, Path]) -> None:
+        total = sum(picture.repeats for picture in self.pictures)
+        if total > MAX_REPEATED:
+            self.faults.append(f"It has {total:,} pictures with repeats, more than {MAX_REPEATED:,}: lower them.")
+        for folder, _ in self._config.repeats:
+            if not any(name.startswith(f"{folder}/") for name in files if _is_picture(name)):
+                self.faults.append(f"repeats names {folder}, but no picture lies there.")
+
+    def _some(self, names: list[str]) -> str:
+        more = f" and {len(names) - _FAULTS_SHOWN} more" if len(names) > _FAULTS_SHOWN else ""
+        return ", ".join(self._prefix + name for name in names[:_FAULTS_SHOWN]) + more
 
 
-def _caption(path: Path, name: str, files: Mapping[str, Path], config: DatasetConfig) -> tuple[str, list[str]]:
-    """The caption as trained, and what is wrong with it."""
-    text, faults = "", []
-    for ending in CAPTION_ENDINGS:
-        caption_name = str(Path(name).with_suffix(ending).as_posix())
-        if caption_name in files:
-            try:
-                text = files[caption_name].read_text(encoding="utf-8-sig")  # with or without byte order mark
-            except UnicodeDecodeError as error:
-                return "", [f"{caption_name} is not UTF-8 (byte {error.start}): save it as UTF-8."]
-            break
-    caption = " ".join(text.split())
-    if not caption and config.missing_captions == "error":
-        wanted = Path(name).with_suffix(CAPTION_ENDINGS[0]).name
-        faults.append(f"{name} has no caption: write {wanted} beside it, or set captions.missing.")
-    if not caption and config.missing_captions == "filename":
-        caption = " ".join(path.stem.replace("_", " ").replace("-", " ").split())
-    return ", ".join(part for part in (config.trigger, caption) if part), faults
+def caption_sources(pictures: Iterable[Picture]) -> dict[str, int]:
+    """How many captions came from where, the most first."""
+    return dict(Counter(picture.caption_source for picture in pictures).most_common())
 
 
-def _skipped(files: Mapping[str, Path]) -> Iterable[str]:
-    """Every file that is neither a picture nor the caption of one, and why."""
-    stems = {name[: -len(path.suffix)] for name, path in files.items() if path.suffix.lower() in PICTURE_ENDINGS}
-    for name, path in files.items():
-        stem = name[: len(name) - len(path.suffix)]
-        if path.suffix in CAPTION_ENDINGS:
-            if stem not in stems:
-                yield f"{name} is a caption without picture."
-            elif path.suffix != CAPTION_ENDINGS[0] and stem + CAPTION_ENDINGS[0] in files:
-                yield f"{name} is not used, because {stem + CAPTION_ENDINGS[0]} is there."
-        elif path.suffix.lower() not in PICTURE_ENDINGS:
-            yield f"{name} is neither a picture nor a caption."
+def _is_picture(name: str) -> bool:
+    return _ending(name) in PICTURE_ENDINGS
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _FAULTS_SHOWN} more" if len(names) > _FAULTS_SHOWN else ""
-    return ", ".join(names[:_FAULTS_SHOWN]) + more
+def _ending(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
 
 
 def _listing(title: str, faults: list[str]) -> str:

@@ -19,7 +19,7 @@ def write_outputs(output: Path, config: TrainerConfig, lora: LoRA, ema: EMA | No
         with ema.applied(lora):
             files += _write_adapter(output, "_ema", config, lora)
     metrics.plot(output / "loss.png")
-    return [*files, output / "loss.png", metrics.path, *sorted(output.glob("samples/*.png"))]
+    return [*files, output / "loss.png", metrics.path, output / "dataset.json", *sorted(output.glob("samples/*.png"))]
 
 
 def _write_adapter(output: Path, suffix: str, config: TrainerConfig, lora: LoRA) -> list[Path]:

@@ -38,6 +38,8 @@ def diffusion_loss(
 ) -> Tensor:
     """Mean squared error between noise and prediction, a float32 scalar: the mean of the pictures' weighted means.
 
+    A picture's weight is that of the batch times that of min-SNR.
+
     Args:
         unet: predicts the noise.
         schedule: on the batch's device.
@@ -52,4 +54,6 @@ def diffusion_loss(
     errors = F.mse_loss(prediction.float(), noise, reduction="none").mean(dim=(1, 2, 3))  # [b], float32
     if min_snr_gamma is not None:
         errors = errors * schedule.min_snr_weights(timesteps, min_snr_gamma)
+    if batch.weights is not None:
+        errors = errors * batch.weights
     return errors.mean()

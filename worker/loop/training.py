@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from worker.data.batches import Batches, Example
+from worker.data.batches import Batches, Example, Regularisation
 from worker.data.buckets import Cut, bucket_sizes, cut_for
 from worker.data.cache import Cache
 from worker.data.dataset import Dataset, read_dataset
 from worker.data.encoding import TextEmbedding, encode_captions, encode_pictures
-from worker.data.report import dataset_report
+from worker.data.report import dataset_report, in_short, write_report
 from worker.loop.config import TrainerConfig
 from worker.loop.metrics import Metrics
 from worker.loop.outputs import write_outputs
@@ -83,10 +83,10 @@ class Training:
         dataset = read_dataset(self.config.dataset)
         sizes = bucket_sizes(self.config.resolution)
         cuts = [cut_for(picture.size_px, sizes) for picture in dataset.pictures]
-        report = asdict(dataset_report(dataset, cuts))
-        warnings = [*report.pop("warnings"), *_cut_captions(dataset)]
-        self.emit("dataset", **report)
-        for message in warnings:
+        report = dataset_report(dataset, cuts)
+        write_report(report, self.output / "dataset.json")
+        self.emit("dataset", **in_short(report))
+        for message in (*report.warnings, *_cut_captions(dataset)):
             self.emit("warning", message=message)
         return base, dataset, cuts
 
@@ -104,12 +104,23 @@ class Training:
         for (picture, cut), latents in zip(
             pictures, encode_pictures(pictures, cache, base, self.device, self.dtype), strict=True
         ):
-            examples.append(Example(latents, captions[picture.caption], cut.time_ids()))
+            examples.append(Example(latents, captions[picture.caption], cut.time_ids(), picture.repeats))
             self._encoded(len(texts) + len(examples), total)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what the encoders left, for the U-Net
-        dropout = self.config.dataset.caption_dropout
-        return Batches(examples, captions[""], self.config.batch_size, self.config.train.seed, dropout), captions
+        return self._batches(dataset, examples, captions[""]), captions
+
+    def _batches(self, dataset: Dataset, examples: list[Example], empty: TextEmbedding) -> Batches:
+        options, count = self.config.dataset, sum(not picture.regularisation for picture in dataset.pictures)
+        regularisation = options.regularisation and Regularisation(examples[count:], options.regularisation.weight)
+        return Batches(
+            examples[:count],
+            empty,
+            self.config.batch_size,
+            self.config.train.seed,
+            options.caption_dropout,
+            regularisation,
+        )
 
     def _encoded(self, done: int, total: int) -> None:
         self.emit("encoded", done=done, total=total)
@@ -210,7 +221,8 @@ def _cut_captions(dataset: Dataset) -> list[str]:
 
 def _identity(config: TrainerConfig, base: BaseModel, dataset: Dataset) -> dict[str, Any]:
     """What must not change between a checkpoint and the training that goes on from it. The number of steps may."""
-    content = json.dumps([(picture.sha256, picture.caption) for picture in dataset.pictures])
+    content = json.dumps([(p.sha256, p.caption, p.repeats, p.regularisation) for p in dataset.pictures])
+    regularisation = config.dataset.regularisation
     told = asdict(config.train)
     del told["steps"]
     return told | {
@@ -219,6 +231,7 @@ def _identity(config: TrainerConfig, base: BaseModel, dataset: Dataset) -> dict[
         "resolution": config.resolution,
         "dtype": config.dtype,
         "caption_dropout": config.dataset.caption_dropout,
+        "regularisation_weight": regularisation and regularisation.weight,
         "dataset": hashlib.sha256(content.encode()).hexdigest(),
         "base_model": [base.vae_sha256, base.text_encoders_sha256],
     }
