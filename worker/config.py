@@ -8,6 +8,7 @@ from jobs.spec import JobSpec, RegularisationSpec
 from worker.data.config import DatasetConfig, RegularisationConfig
 from worker.loop.config import (
     CheckpointsConfig,
+    LossConfig,
     OptimizerConfig,
     SamplesConfig,
     ScheduleConfig,
@@ -59,10 +60,22 @@ def trainer_config(spec: JobSpec, places: Places, settings: Settings) -> Trainer
             lr_schedule=ScheduleConfig(
                 name=training.lr_schedule.name,
                 warmup_steps=training.lr_schedule.warmup_steps,
+                cycles=training.lr_schedule.cycles,
             ),
             max_grad_norm=training.max_grad_norm,
-            min_snr_gamma=training.min_snr_gamma,
+            loss=LossConfig(
+                prediction=training.prediction,
+                zero_terminal_snr=training.zero_terminal_snr,
+                kind=training.loss.name,
+                huber_c=training.loss.huber_c,
+                min_snr_gamma=training.min_snr_gamma,
+                debiased=training.debiased_estimation,
+                noise_offset=training.noise_offset,
+                min_timestep=training.timesteps.min,
+                max_timestep=training.timesteps.max,
+            ),
             ema_decay=training.ema.decay if training.ema else None,
+            ema_device=training.ema.device if training.ema else "training",
         ),
         lora=LoRAConfig(rank=spec.lora.rank, alpha=spec.lora.alpha, targets=spec.lora.targets),
         resolution=training.resolution,

@@ -60,7 +60,7 @@ def test_a_sample_is_reproducible_and_heeds_prompt_and_guidance(
     examples, empty = encoded
 
     def draw(prompt: TextEmbedding, guidance: float = 5.0, seed: int = 0) -> bytes:
-        image = sample(unet, vae, prompt, empty, 64, 3, guidance, seed, CPU)
+        image = sample(unet, vae, prompt, empty, 64, 3, guidance, seed, NoiseSchedule())
         assert (image.size, image.mode) == ((64, 64), "RGB")
         return image.tobytes()
 
@@ -89,7 +89,7 @@ def test_guidance_is_the_formula(tiny_base: Path, encoded: tuple[list[Example], 
             return pooled[:, :1, None, None].expand_as(noisy_latents)
 
     vae = load_vae(open_base_model(tiny_base), CPU, torch.float32)
-    sample(Constant(), vae, prompt, empty, 64, 2, 5.0, 0, CPU)
+    sample(Constant(), vae, prompt, empty, 64, 2, 5.0, 0, NoiseSchedule())
     sigmas = NoiseSchedule().sigmas(2)
     first, second = (x[:1] * (sigma**2 + 1) ** 0.5 for x, sigma in zip(seen, sigmas[:-1], strict=True))
     moved = (second - first) / (sigmas[1] - sigmas[0])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from worker.errors import TrainerError
-from worker.loop.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from worker.loop.config import LossConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from worker.loop.state import load_state, prune, save_state
 from worker.loop.train import TrainState, train
 
@@ -19,7 +19,7 @@ EVERYTHING = TrainConfig(
     gradient_accumulation=2,
     optimizer=OptimizerConfig(learning_rate=1e-2),
     lr_schedule=ScheduleConfig("cosine", warmup_steps=2),
-    min_snr_gamma=5.0,
+    loss=LossConfig(kind="huber", min_snr_gamma=5.0, noise_offset=0.05, min_timestep=100),
     ema_decay=0.9,
 )
 IDENTITY = {"seed": 3, "betas": (0.9, 0.999)}

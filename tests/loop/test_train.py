@@ -7,7 +7,7 @@ import torch
 
 from worker.data.batches import Batches
 from worker.errors import NanLoss
-from worker.loop.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from worker.loop.config import LossConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from worker.loop.optim import make_optimizer
 from worker.loop.step import diffusion_loss, draw_noise
 from worker.loop.train import StepResult, TrainState, train
@@ -25,9 +25,9 @@ def fixed_loss(unet: UNet, batches: Batches) -> float:
     for position in range(len(batches)):
         batch = batches.at(position)
         for timestep in (50, 200, 400, 700, 950):
-            noise, timesteps = draw_noise(batch.latents.shape, 12345, position, timestep, CPU)
+            noise, timesteps = draw_noise(batch.latents.shape, LossConfig(), 12345, position, timestep, CPU)
             timesteps = torch.full_like(timesteps, timestep)
-            losses.append(diffusion_loss(unet, schedule, batch, noise, timesteps).item())
+            losses.append(diffusion_loss(unet, schedule, batch, noise, timesteps, LossConfig()).item())
     return sum(losses) / len(losses)
 
 
@@ -76,7 +76,9 @@ def test_the_same_training_twice_is_the_same_to_the_bit(make_setup: Callable) ->
 def test_a_step_is_one_adamw_update_by_the_mean_gradient_of_its_micro_steps(
     make_setup: Callable, max_norm: float | None
 ) -> None:
-    config = TrainConfig(2, gradient_accumulation=3, optimizer=FAST, max_grad_norm=max_norm, min_snr_gamma=5.0)
+    config = TrainConfig(
+        2, gradient_accumulation=3, optimizer=FAST, max_grad_norm=max_norm, loss=LossConfig(min_snr_gamma=5.0)
+    )
     ours = make_setup()
     losses = [result.loss for result in train(*ours, config)]
 
@@ -86,8 +88,8 @@ def test_a_step_is_one_adamw_update_by_the_mean_gradient_of_its_micro_steps(
         total = torch.zeros(())
         for micro_step in range(3):
             batch = theirs.batches.at((step - 1) * 3 + micro_step)
-            noise, timesteps = draw_noise(batch.latents.shape, 0, step, micro_step, CPU)
-            total = total + diffusion_loss(theirs.unet, schedule, batch, noise, timesteps, 5.0)
+            noise, timesteps = draw_noise(batch.latents.shape, LossConfig(), 0, step, micro_step, CPU)
+            total = total + diffusion_loss(theirs.unet, schedule, batch, noise, timesteps, config.loss)
         loss = total / 3
         gradients = torch.autograd.grad(loss, parameters)
         norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
@@ -130,7 +132,7 @@ def test_a_finished_state_trains_no_further(make_setup: Callable) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_the_same_steps_on_a_gpu(make_setup: Callable) -> None:
     theirs, ours = make_setup(), make_setup()
-    config = TrainConfig(5, optimizer=FAST, gradient_accumulation=2, min_snr_gamma=5.0)
+    config = TrainConfig(5, optimizer=FAST, gradient_accumulation=2, loss=LossConfig(min_snr_gamma=5.0))
     losses = [result.loss for result in train(*theirs, config)]
     ours.unet.to("cuda")
     results = list(train(*ours, config))

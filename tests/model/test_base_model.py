@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from worker.errors import BaseModelInvalid
 from worker.model.base_model import CONFIG_KEY, open_base_model
@@ -67,7 +69,6 @@ def refusal(path: Path) -> str:
         ({"cond_stage_model.model.ln_final.bias": (1024,)}, "is Stable Diffusion 2"),
         ({"model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)}, "is an inpainting model"),
         ({"conditioner.embedders.0.model.ln_final.bias": (1280,)}, "is the SDXL refiner"),
-        ({"v_pred": (0,)}, "v-prediction is not carried out yet"),
         ({"model.diffusion_model.out.2.bias": (4,)}, "holds no tensor first_stage_model"),
         ({"something.else": (4,)}, "holds no tensor model.diffusion_model.*"),
         ({}, "holds no tensor"),
@@ -79,9 +80,31 @@ def test_single_files_of_other_kinds_are_refused_by_name(
     assert message in refusal(make_single_file(shapes))
 
 
-def test_v_prediction_in_modelspec_is_refused(make_single_file: Callable[..., Path]):
-    file = make_single_file({"x": (1,)}, {"modelspec.prediction_type": "v"})
-    assert "v-prediction is not carried out yet" in refusal(file)
+@pytest.mark.parametrize(
+    ("marks", "metadata", "told"),
+    [
+        ((), {}, ("epsilon", False)),
+        (("v_pred",), {}, ("v_prediction", False)),
+        (("v_pred", "ztsnr"), {}, ("v_prediction", True)),
+        ((), {"modelspec.prediction_type": "v"}, ("v_prediction", False)),
+        (("ztsnr",), {}, ("epsilon", False)),  # to predict the noise where there is nothing else is no task
+    ],
+)
+def test_a_single_file_says_by_its_marks_what_it_predicts(
+    tiny_paths: dict[str, Path],
+    tmp_path: Path,
+    marks: tuple[str, ...],
+    metadata: dict[str, str],
+    told: tuple[str, bool],
+):
+    with safe_open(tiny_paths["single_file"], "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        metadata = file.metadata() | metadata
+    save_file(tensors | {mark: torch.zeros(0) for mark in marks}, tmp_path / "marked.safetensors", metadata)
+
+    base = open_base_model(tmp_path / "marked.safetensors")
+
+    assert (base.prediction_type, base.zero_terminal_snr) == told
 
 
 @pytest.mark.parametrize("config", ["no json", "[]", '{"unet": {}}'])
@@ -129,9 +152,16 @@ def test_a_folder_with_pickles_only_is_refused(folder: Path):
     assert "only diffusion_pytorch_model.bin, a pickle" in refusal(folder)
 
 
-def test_a_folder_of_v_prediction_is_refused(folder: Path):
-    (folder / "scheduler/scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
-    assert "v-prediction is not carried out yet" in refusal(folder)
+def test_a_folder_says_in_its_scheduler_what_it_predicts(folder: Path):
+    told = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(told))
+    base = open_base_model(folder)
+    assert (base.prediction_type, base.zero_terminal_snr) == ("v_prediction", True)
+
+
+def test_a_folder_that_predicts_something_else_is_refused(folder: Path):
+    (folder / "scheduler/scheduler_config.json").write_text('{"prediction_type": "sample"}')
+    assert "prediction_type sample; known: epsilon, v_prediction" in refusal(folder)
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])

@@ -13,8 +13,39 @@ Format = Literal["kohya", "diffusers"]
 
 
 @dataclass(frozen=True)
+class LossConfig:
+    prediction: Literal["epsilon", "v_prediction"] | None = None
+    """What the base model predicts; None means what it says of itself, else the noise, epsilon."""
+
+    zero_terminal_snr: bool | None = None
+    """Whether its noise schedule leaves nothing of the picture at the last timestep; None means what it says of itself,
+    else that it leaves some. Only with v_prediction."""
+
+    kind: Literal["mse", "huber"] = "mse"
+    """Of the loss: squared error, or pseudo-Huber, which grows in a straight line beyond huber_c."""
+
+    huber_c: float = 0.1
+    min_snr_gamma: float | None = None
+    """Cap of the signal-to-noise ratio in the loss weight, min(snr, gamma) / snr; None means off."""
+
+    debiased: bool = False
+    """Weigh by 1 / sqrt(snr) (debiased estimation). Not with min_snr_gamma: each replaces the other's weight."""
+
+    noise_offset: float = 0.0
+    """Standard deviation of a number added to all of a picture's noise, one a channel; 0 means off."""
+
+    min_timestep: int = 0
+    """The least timestep that is trained, and the greatest: 0..999, of 0 the least noise."""
+
+    max_timestep: int = 999
+
+
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "prodigy", "lion", "schedule_free_adamw"]
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
-    name: Literal["adamw"] = "adamw"
+    name: OptimizerName = "adamw"
     learning_rate: float = 1e-4
     """Peak learning rate, reached at the end of the warm-up."""
 
@@ -27,8 +58,11 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    name: Literal["constant", "cosine"] = "constant"
-    """After the warm-up the learning rate stays, or falls along half a cosine to 0 at the end of training."""
+    name: Literal["constant", "linear", "cosine", "cosine_with_restarts"] = "constant"
+    """After the warm-up the learning rate stays, or falls to 0 at the end of training, in a straight line or along half
+    a cosine; with restarts, once in each of `cycles` equal parts."""
+
+    cycles: int = 1
 
     warmup_steps: int = 0
     """Steps over which the learning rate rises in a straight line, from 1 / (warmup_steps + 1) of it in the first."""
@@ -53,11 +87,13 @@ class TrainConfig:
     max_grad_norm: float | None = 1.0
     """The gradient of all adapter weights together is scaled down to this L2 norm; None means off."""
 
-    min_snr_gamma: float | None = None
-    """Cap of the signal-to-noise ratio in the loss weight, min(snr, gamma) / snr; None means off."""
+    loss: LossConfig = field(default_factory=LossConfig)
 
     ema_decay: float | None = None
     """Decay a step of the running average of the adapter weights, 0..1; None means off."""
+
+    ema_device: Literal["training", "cpu"] = "training"
+    """Where the average lies: beside the adapter, or in host memory, at the price of a copy a step."""
 
 
 @dataclass(frozen=True)

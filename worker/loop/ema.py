@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
@@ -17,17 +18,22 @@ class EMA:
     Args:
         lora: the adapter whose weights are the first average; copied.
         decay: 0..1; 0.999 averages over about the last thousand steps.
+        device: "training" keeps the average beside the adapter, "cpu" in host memory: a copy of megabytes a step.
     """
 
-    def __init__(self, lora: LoRA, decay: float) -> None:
+    def __init__(self, lora: LoRA, decay: float, device: Literal["training", "cpu"] = "training") -> None:
         self.decay = decay
-        self.weights = {name: weight.clone() for name, weight in lora.state_dict().items()}
+        place = None if device == "training" else torch.device("cpu")
+        self.weights = {name: weight.to(place, copy=True) for name, weight in lora.state_dict().items()}
 
     @torch.no_grad()
     def update(self, lora: LoRA, step: int) -> None:
         """Take in the weights that step number `step` (from 1) has left."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages, weights = list(self.weights.values()), list(lora.state_dict().values())
+        averages = list(self.weights.values())
+        weights = [
+            weight.to(average.device) for weight, average in zip(lora.state_dict().values(), averages, strict=True)
+        ]
         torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager

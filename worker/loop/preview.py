@@ -31,7 +31,7 @@ def euler(predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, schedule: 
     """Go from noise to latents in `steps` steps, as diffusers' EulerDiscreteScheduler does with SDXL's settings.
 
     Args:
-        predict: (noisy_latents [b, 4, h, w] of about unit variance, timestep []) to the predicted noise [b, 4, h, w].
+        predict: (noisy_latents [b, 4, h, w] of about unit variance, timestep []) to the prediction [b, 4, h, w].
         noise: [b, 4, h, w], float32, of unit variance.
         schedule: on the noise's device.
         steps: of the sampler, 1..999.
@@ -43,7 +43,8 @@ def euler(predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, schedule: 
     latents = noise * (sigmas[0] ** 2 + 1) ** 0.5
     for timestep, sigma, next_sigma in zip(schedule.sample_timesteps(steps), sigmas[:-1], sigmas[1:], strict=True):
         prediction = predict(latents / (sigma**2 + 1) ** 0.5, timestep)  # [b, 4, h, w]
-        latents = latents + (next_sigma - sigma) * prediction.float()  # the sampler's border: float32
+        slope = schedule.slope(prediction.float(), latents, sigma)  # the sampler's border: float32
+        latents = latents + (next_sigma - sigma) * slope
     return latents
 
 
@@ -57,7 +58,7 @@ def sample(
     steps: int,
     guidance: float,
     seed: int,
-    device: torch.device,
+    schedule: NoiseSchedule,
 ) -> Image.Image:
     """Draw one square picture.
 
@@ -70,9 +71,9 @@ def sample(
         steps: of the sampler.
         guidance: prediction = empty + guidance * (prompt - empty).
         seed: of the starting noise; the same seed shows the same picture grow with training.
-        device: the U-Net's.
+        schedule: of the base model, on the U-Net's device.
     """
-    schedule = NoiseSchedule(device)
+    device = schedule.alphas_cumprod.device
     side = side_px // LATENT_SIDE_PX
     noise = torch.randn((1, 4, side, side), generator=generator("sample", seed)).to(device)  # [1, 4, h, w]
     text_embeds = torch.stack([empty.text_embeds, prompt.text_embeds]).to(device)  # [2, 77, t]

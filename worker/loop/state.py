@@ -4,7 +4,7 @@
     ema.safetensors          its running average, if there is one
     optimizer.safetensors    the optimizer's tensors, named <parameter number>.<name>
     metrics.jsonl            every step so far
-    state.json               the step, what the training was told, size and sha256 of the files above
+    state.json               the step, the optimizer's numbers, what the training was told, size and sha256 of the files
 
 No pickle: a checkpoint may come from a bucket.
 """
@@ -49,7 +49,8 @@ def save_state(parent: Path, lora: LoRA, state: TrainState, identity: Mapping[st
         _save_tensors(folder / "ema.safetensors", state.ema.weights)
     shutil.copyfile(metrics, folder / metrics.name)
     files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
-    index = {"version": 1, "step": state.step, "identity": identity, "files": files}
+    numbers = _optimizer_numbers(state.optimizer)
+    index = {"version": 1, "step": state.step, "optimizer": numbers, "identity": identity, "files": files}
     (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for path in folder.iterdir():
         with path.open("rb") as file:
@@ -77,7 +78,7 @@ def load_state(folder: Path, lora: LoRA, state: TrainState, identity: Mapping[st
     if state.ema:
         for name, weight in safetensors.torch.load_file(folder / "ema.safetensors").items():
             state.ema.weights[name].copy_(weight)
-    _load_optimizer(state.optimizer, safetensors.torch.load_file(folder / "optimizer.safetensors"))
+    _load_optimizer(state.optimizer, safetensors.torch.load_file(folder / "optimizer.safetensors"), index["optimizer"])
     state.step = index["step"]
 
 
@@ -110,13 +111,50 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    states: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": tensor for number, values in states.items() for name, tensor in values.items()}
+    return {key: value for key, value in _optimizer_values(optimizer).items() if isinstance(value, Tensor)}
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    states: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+def _optimizer_numbers(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What is no tensor: counters and estimates, of parameters and of groups. JSON keeps every float to the bit."""
+    values = {key: value for key, value in _optimizer_values(optimizer).items() if not isinstance(value, Tensor)}
+    groups = [
+        {
+            name: value.item() if isinstance(value, Tensor) else value
+            for name, value in group.items()
+            if name != "params"
+        }
+        for group in optimizer.param_groups
+    ]
+    return {"values": values, "groups": groups}
+
+
+def _optimizer_values(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """`<parameter number>.<name>` to value, whatever form the optimizer's own state_dict gives it."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"{number}.{name}": value
+        for number, parameter in enumerate(parameters)
+        for name, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+) -> None:
+    states: dict[int, dict[str, Any]] = {}
+    for key, value in (*tensors.items(), *numbers["values"].items()):
         number, _, name = key.partition(".")
-        states.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+        states.setdefault(int(number), {})[name] = value
+    fresh = torch.optim.Optimizer.state_dict(optimizer)["param_groups"]
+    groups = [
+        group | {name: _as_it_was(value, group.get(name)) for name, value in saved.items()}
+        for group, saved in zip(fresh, numbers["groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def _as_it_was(saved: Any, fresh: Any) -> Any:
+    """Before JSON made lists of tuples, and before tensors became numbers."""
+    if isinstance(fresh, Tensor):
+        return torch.tensor(saved, dtype=fresh.dtype, device=fresh.device)
+    return tuple(saved) if isinstance(fresh, tuple) else saved

@@ -12,10 +12,10 @@ from worker.data.batches import Batches
 from worker.errors import NanLoss
 from worker.loop.config import TrainConfig
 from worker.loop.ema import EMA
+from worker.loop.loss import noise_schedule
 from worker.loop.optim import learning_rate, make_optimizer
 from worker.loop.step import diffusion_loss, draw_noise
 from worker.lora.inject import LoRA
-from worker.model.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TrainState:
     @classmethod
     def begin(cls, lora: LoRA, config: TrainConfig) -> "TrainState":
         """The state before the first step."""
-        ema = None if config.ema_decay is None else EMA(lora, config.ema_decay)
+        ema = None if config.ema_decay is None else EMA(lora, config.ema_decay, config.ema_device)
         return cls(0, make_optimizer(lora.parameters(), config.optimizer), ema)
 
 
@@ -62,7 +62,7 @@ def train(
     """
     state = state or TrainState.begin(lora, config)
     device = lora.parameters()[0].device
-    schedule = NoiseSchedule(device)
+    schedule = noise_schedule(config.loss, device)
     while state.step < config.steps:
         started = time.perf_counter()
         step = state.step + 1
@@ -72,8 +72,8 @@ def train(
         loss = torch.zeros((), device=device)
         for micro_step in range(config.gradient_accumulation):
             batch = batches.at((step - 1) * config.gradient_accumulation + micro_step).to(device)
-            noise, timesteps = draw_noise(batch.latents.shape, config.seed, step, micro_step, device)
-            micro_loss = diffusion_loss(unet, schedule, batch, noise, timesteps, config.min_snr_gamma)
+            noise, timesteps = draw_noise(batch.latents.shape, config.loss, config.seed, step, micro_step, device)
+            micro_loss = diffusion_loss(unet, schedule, batch, noise, timesteps, config.loss)
             (micro_loss / config.gradient_accumulation).backward()
             loss += micro_loss.detach() / config.gradient_accumulation
 

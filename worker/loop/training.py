@@ -17,7 +17,9 @@ from worker.data.dataset import Dataset, read_dataset
 from worker.data.encoding import TextEmbedding, encode_captions, encode_pictures
 from worker.data.report import dataset_report, in_short, write_report
 from worker.loop.config import TrainerConfig
+from worker.loop.loss import as_the_base_says, noise_schedule
 from worker.loop.metrics import Metrics
+from worker.loop.optim import evaluated
 from worker.loop.outputs import write_outputs
 from worker.loop.preview import sample
 from worker.loop.state import load_state, prune, save_state
@@ -77,6 +79,8 @@ class Training:
     def _read(self) -> tuple[BaseModel, Dataset, list[Cut]]:
         """Look at everything before anything expensive happens, so that a mistake is told within seconds."""
         base = open_base_model(Path(self.config.base_model))
+        loss = as_the_base_says(self.config.train.loss, base)
+        self.config = replace(self.config, train=replace(self.config.train, loss=loss))
         with torch.device("meta"):
             skeleton = UNet(base.unet_config).requires_grad_(False)
         inject(skeleton, self.config.lora, self.config.train.seed)
@@ -159,7 +163,8 @@ class Training:
                     and (last or _due(result.step, config.samples.every_n_steps))
                     and not stopping
                 ):
-                    self._sample(base, unet, captions, result.step)
+                    with evaluated(state.optimizer):
+                        self._sample(base, unet, captions, result.step)
                 if stopping or _due(result.step, config.checkpoints.every_n_steps):
                     folder = save_state(checkpoints, lora, state, identity, metrics.path)
                     prune(checkpoints, config.checkpoints.keep)
@@ -168,7 +173,8 @@ class Training:
                         self.emit("stopped", step=result.step, path=self._relative(folder))
                         return
             self.emit("phase", name="exporting")
-            files = write_outputs(self.output, config, lora, state.ema, metrics)
+            with evaluated(state.optimizer):
+                files = write_outputs(self.output, config, lora, state.ema, metrics)
             first, final = metrics.ends()
             names = [self._relative(file) for file in files]
             self.emit("finished", steps=state.step, loss_first=first, loss_last=final, files=names)
@@ -178,6 +184,7 @@ class Training:
         options, folder = self.config.samples, self.output / "samples"
         folder.mkdir(exist_ok=True)
         vae = load_vae(base, self.device, self.dtype)
+        schedule = noise_schedule(self.config.train.loss, self.device)
         for number, prompt in enumerate(options.prompts):
             image = sample(
                 unet,
@@ -188,7 +195,7 @@ class Training:
                 steps=options.sampler_steps,
                 guidance=options.guidance,
                 seed=self.config.train.seed,
-                device=self.device,
+                schedule=schedule,
             )
             path = folder / f"step-{step:06d}-{number}.png"
             image.save(path)

@@ -9,10 +9,11 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from worker.errors import BaseModelInvalid
 from worker.model import sdxl_configs, single_file
+from worker.model.schedule import Prediction
 from worker.model.single_file import PREFIXES, Location, Part, is_ignored
 from worker.model.stored_tensors import StoredTensor, content_sha256, read_header
 from worker.model.unet_config import UNetConfig
@@ -29,7 +30,17 @@ _STEMS: dict[Part, str] = {
 # How diffusers before 0.16 spelt the VAE's attention, and files still do.
 _OLD_VAE_NAMES = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 # What single files hold beside the four parts: tables of the schedule, and marks for other programs.
-_BESIDE_PARTS = ("alphas_cumprod", "betas", "denoiser.", "log_one_minus", "model_ema.", "posterior", "sqrt_", "ztsnr")
+_BESIDE_PARTS = (
+    "alphas_cumprod",
+    "betas",
+    "denoiser.",
+    "log_one_minus",
+    "model_ema.",
+    "posterior",
+    "sqrt_",
+    "v_pred",
+    "ztsnr",
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,8 @@ class BaseModel:
     path: Path
     layout: Literal["diffusers", "single_file"]
     unet_config: UNetConfig
-    prediction_type: Literal["epsilon"]  # what the U-Net predicts; v-prediction is refused
+    prediction_type: Prediction  # what the U-Net predicts
+    zero_terminal_snr: bool  # whether its schedule leaves nothing of the picture at the last timestep
     configs: dict[Part, dict[str, Any]]  # of the VAE and both text encoders, as diffusers and transformers take them
     tensors: dict[Part, dict[str, StoredTensor]]  # by their names in the files
 
@@ -90,14 +102,18 @@ def _open_folder(path: Path) -> BaseModel:
         )
     unet_config = UNetConfig.from_diffusers(_read_json(path / "unet" / "config.json"))
     scheduler = path / "scheduler" / "scheduler_config.json"
-    prediction_type = _read_json(scheduler).get("prediction_type", "epsilon") if scheduler.is_file() else "epsilon"
-    if prediction_type != "epsilon":
-        raise _unsupported_prediction(f"{path.name}/scheduler says prediction_type {prediction_type}")
+    told = _read_json(scheduler) if scheduler.is_file() else {}
+    prediction_type = told.get("prediction_type", "epsilon")
+    if prediction_type not in get_args(Prediction):
+        raise BaseModelInvalid(
+            f"{path.name}/scheduler says prediction_type {prediction_type}; known: {', '.join(get_args(Prediction))}."
+        )
     return BaseModel(
         path=path,
         layout="diffusers",
         unet_config=unet_config,
-        prediction_type="epsilon",
+        prediction_type=prediction_type,
+        zero_terminal_snr=prediction_type == "v_prediction" and bool(told.get("rescale_betas_zero_snr")),
         configs={part: _read_json(path / part / "config.json") for part in _STEMS if part != "unet"},
         tensors={part: _read_part(path / part, stem) for part, stem in _STEMS.items()},
     )
@@ -164,11 +180,14 @@ def _open_single_file(path: Path) -> BaseModel:
             ", ".join(unread[:5]),
         )
     configs = _single_file_configs(path.name, metadata)
+    # Marks that fine-tunes carry and that ComfyUI and Forge read: an empty tensor of that name, or modelspec.
+    predicts_v = "v_pred" in stored or metadata.get("modelspec.prediction_type") == "v"
     return BaseModel(
         path=path,
         layout="single_file",
         unet_config=UNetConfig.from_diffusers(configs.pop("unet")),
-        prediction_type="epsilon",
+        prediction_type="v_prediction" if predicts_v else "epsilon",
+        zero_terminal_snr=predicts_v and "ztsnr" in stored,
         configs=configs,
         tensors=tensors,
     )
@@ -208,11 +227,3 @@ def _refuse_other_contents(name: str, stored: dict[str, StoredTensor], metadata:
         raise BaseModelInvalid(f"{name} is an inpainting model (9 input channels). Use the SDXL base model.")
     if any(key.startswith("conditioner.embedders.0.model.") for key in stored):
         raise BaseModelInvalid(f"{name} is the SDXL refiner. LoRAs are trained on the base: use the SDXL base model.")
-    if "v_pred" in stored or metadata.get("modelspec.prediction_type") == "v":
-        raise _unsupported_prediction(f"{name} is marked as v-prediction")
-
-
-def _unsupported_prediction(what: str) -> BaseModelInvalid:
-    return BaseModelInvalid(
-        f"{what}, and only models that predict the noise (epsilon) can be trained: v-prediction is not carried out yet."
-    )
