@@ -9,6 +9,7 @@ import pytest
 from worker.data.config import DatasetConfig
 from worker.loop.config import (
     CheckpointsConfig,
+    LossConfig,
     OptimizerConfig,
     SamplesConfig,
     ScheduleConfig,
@@ -24,7 +25,14 @@ EVERY_FIELD_CHANGED = TrainerConfig(
     cache="cache",
     dataset=DatasetConfig("photos", "ohwx", "filename", 0.1),
     train=TrainConfig(
-        7, 1, 2, OptimizerConfig("adamw", 1e-3, 0.1, (0.8, 0.9), 1e-6), ScheduleConfig("cosine", 3), None, 5.0, 0.99
+        7,
+        1,
+        2,
+        OptimizerConfig("adamw", 1e-3, 0.1, (0.8, 0.9), 1e-6),
+        ScheduleConfig("cosine", 3),
+        None,
+        LossConfig(min_snr_gamma=5.0),
+        0.99,
     ),
     lora=LoRAConfig(8, 4.0, "transformer"),
     resolution=512,
