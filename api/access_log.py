@@ -25,7 +25,8 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id, begin, status = secrets.token_hex(8), monotonic(), 0
+        request_id, begin = secrets.token_hex(8), monotonic()
+        status: int = 0
 
         async def named_send(message: Message) -> None:
             nonlocal status
@@ -47,4 +48,5 @@ class AccessLog:
             path = quote(scope["path"])  # a line break in it would forge a line of the log
             data = {"method": scope["method"], "path": path, "status": status, "ms": round(ms, 1)}
             sentence = "%(method)s %(path)s gave %(status)d in %(ms).1f ms"
-            log.info(sentence, data, extra=data | {"request_id": request_id})
+            level = logging.DEBUG if path == "/healthz" else logging.INFO  # asked every few seconds
+            log.log(level, sentence, data, extra=data | {"request_id": request_id})

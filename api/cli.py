@@ -11,7 +11,9 @@ from api.cli_connection import connect
 from api.cli_doctor import doctor
 from api.cli_events import line
 from api.cli_follow import follow
-from api.cli_output import EXIT_CODES, Output, printable
+from api.cli_init import init
+from api.cli_models import add_model
+from api.cli_output import EXIT_CODES, ExitCode, Output, printable
 from api.cli_recover import recover
 from api.cli_tokens import token_app
 from api.cli_up import up
@@ -33,6 +35,8 @@ app = typer.Typer(
 )
 app.add_typer(token_app, name="token")
 app.command()(up)
+app.command()(init)
+app.command("add-model")(add_model)
 app.command()(workers)
 app.command()(doctor)
 app.command()(audit)
@@ -53,6 +57,9 @@ def submit(
         typer.Option(help="Upload this folder first and train on it.", exists=True, file_okay=False),
     ] = None,
     follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Show the job to its end.")] = False,
+    pull_to: Annotated[
+        Path | None, typer.Option("--pull", help="Follow it, and download what it left here.", file_okay=False)
+    ] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="Makes a repeat harmless: the same key and spec give the same job.")
     ] = None,
@@ -69,9 +76,11 @@ def submit(
         else:
             output.out.print(job.id)
             output.say(f"Job {job.id} ({job.spec.name}) is {job.status}.")
-        if follow_it:
+        if follow_it or pull_to:
             code = follow(loraq, job.id, output)
             output.job(loraq.get(job.id))
+            if pull_to and code == ExitCode.OK:
+                _pull(loraq, job.id, pull_to, output)
             raise typer.Exit(code)
 
 
@@ -164,14 +173,7 @@ def pull(
     """Download what a job left, checked by SHA-256. Files that are there already, whole, are kept."""
     output = Output(as_json)
     with output.explained(), connect() as loraq:
-        folder = to or Path(job)
-        pulled = loraq.pull(job, folder, lambda file: output.say(f"{file.path} ({_size(file.size_bytes)})"))
-        if as_json:
-            files = [{"path": str(folder / file.path), "sha256": file.sha256} for file in loraq.artifacts(job).files]
-            output.json({"folder": str(folder), "files": files, "fetched": len(pulled.fetched)})
-        else:
-            kept = f"; {len(pulled.already_there)} were there already" if pulled.already_there else ""
-            output.out.print(f"{_files(len(pulled.fetched))} fetched into {folder}{kept}.")
+        _pull(loraq, job, to or Path(job), output)
 
 
 @app.command("webhook-secret")
@@ -186,6 +188,16 @@ def webhook_secret(as_json: AsJson = False) -> None:
 def main() -> None:
     """The command `loraq`."""
     app()
+
+
+def _pull(loraq: Loraq, job: str, folder: Path, output: Output) -> None:
+    pulled = loraq.pull(job, folder, lambda file: output.say(f"{file.path} ({_size(file.size_bytes)})"))
+    if output.as_json:
+        files = [{"path": str(folder / file.path), "sha256": file.sha256} for file in loraq.artifacts(job).files]
+        output.json({"folder": str(folder), "files": files, "fetched": len(pulled.fetched)})
+    else:
+        kept = f"; {len(pulled.already_there)} were there already" if pulled.already_there else ""
+        output.out.print(f"{_files(len(pulled.fetched))} fetched into {folder}{kept}.")
 
 
 def _with_dataset(loraq: Loraq, text: bytes, folder: Path, output: Output) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from api.logs import set_up_logging
 from api.public_address import Allowed
 from api.webhook_sender import WebhookSender
 from jobs import turns
+from jobs.alive import Pulse
 from jobs.errors import FailureReason, IllegalTransition, JobNotFound, StaleAttempt
 from jobs.mirror import Mirror
 from jobs.outage import Outage
@@ -45,12 +46,14 @@ class Reaper:
         store: all jobs.
         lease_s: how long an attempt may be silent.
         every_s: how often it looks.
+        pulse: told that it is well.
     """
 
-    def __init__(self, store: Store, lease_s: float, every_s: float) -> None:
+    def __init__(self, store: Store, lease_s: float, every_s: float, pulse: Pulse | None = None) -> None:
         self._store = store
         self._lease_s = lease_s
         self._every_s = every_s
+        self._pulse = pulse or Pulse(None)
         # Owner-checked, and it expires: a reaper that dies with it holds up the next for a few ticks only.
         self._lock = store.redis.lock(
             LOCK, timeout=LOCK_LIVES_FOR_TICKS * every_s + 1, blocking=False, thread_local=False
@@ -67,8 +70,10 @@ class Reaper:
                 if self._may_work():
                     self.tick()
                 outage.over()
+                self._pulse.begin()
             except RedisError as error:
                 outage.met(error)
+                self._pulse.beat()  # waiting is all that it can do
         self._leave()
 
     def tick(self) -> None:
@@ -153,7 +158,7 @@ def main() -> int:
     sender.start()
     mirror.start()
     try:
-        Reaper(store, settings.lease_s, settings.reap_every_s).run(stop)
+        Reaper(store, settings.lease_s, settings.reap_every_s, Pulse(settings.alive_file)).run(stop)
     finally:
         stop.set()
         sender.join()

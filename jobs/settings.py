@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, PositiveInt, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # A comma-separated list in the environment; NoDecode keeps pydantic-settings from asking for JSON.
@@ -69,12 +69,22 @@ class Settings(BaseSettings):
         default=50.0, gt=0, description="Worker: cached base models and datasets, before eviction."
     )
     device: Literal["auto", "cuda", "cpu"] = Field(default="auto", description="Worker: where the trainer runs.")
+    gpus: Literal["all"] | PositiveInt = Field(
+        default="all",
+        description="Worker: how many of the machine's GPUs it takes, by locks in LORAQ_DATA_DIR that workers of one "
+        "machine share; all: every one that it sees, without a lock.",
+    )
     cpu_threads: int = Field(
         default=1,
         ge=1,
         description="Worker: CPU threads of the trainer. Small models are fastest with one; a GPU needs no more.",
     )
 
+    alive_file: Path | None = Field(
+        default=None,
+        description="Worker and reaper: a file that each touches as long as it is well; `python -m jobs.alive FILE` "
+        "looks at it. Unset: none.",
+    )
     grace_s: float = Field(
         default=100.0,
         gt=0,

@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import boto3
 from boto3.s3.transfer import TransferConfig
@@ -45,6 +45,9 @@ PARALLEL_FILES = 8
 UPLOAD_TRIES = 4
 
 _UPLOAD = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=16 << 20, max_concurrency=PARALLEL_FILES)
+
+_UPLOAD_STREAM = TransferConfig(multipart_chunksize=16 << 20, max_concurrency=2)
+"""Parts of a stream wait in memory: 64 MiB at most."""
 
 OnBytes = Callable[[int], None]
 
@@ -166,6 +169,11 @@ class Storage:
                     self._client.upload_file(str(path), uri.bucket, uri.key, Config=_UPLOAD, Callback=count)
 
         _all_at_once(send, files, stop, tell)
+
+    def upload_stream(self, stream: BinaryIO, uri: S3Uri) -> None:
+        """What `stream` still holds into an object, which is there only when the stream has ended well."""
+        with named_errors(uri):
+            self._client.upload_fileobj(stream, uri.bucket, uri.key, Config=_UPLOAD_STREAM)
 
     def abort_uploads(self, folder: S3Uri) -> int:
         """End multipart uploads below `folder` that were begun and never ended; they cost room and show nowhere.

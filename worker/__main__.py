@@ -9,7 +9,11 @@ import sys
 
 from jobs.settings import Settings
 from jobs.store import open_store
+from worker.gpu_claim import NoGpu, claim_gpus
+from worker.gpus import gpu_names
 from worker.service import work
+
+log = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -19,8 +23,31 @@ def main() -> int:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     settings = Settings()
+    try:
+        _take_gpus(settings)
+    except NoGpu as error:
+        log.error("No job can be taken here. %s", error)
+        return 1
     work(open_store(settings), settings, options.once)
     return 0
+
+
+def _take_gpus(settings: Settings) -> None:
+    """Make sure of the GPUs that this worker is to use, before it takes a job that would fail without them.
+
+    Raises:
+        NoGpu: they are not there.
+    """
+    if settings.device == "cpu":
+        return
+    found = gpu_names()
+    if settings.device == "cuda" and not found:
+        raise NoGpu(
+            "LORAQ_DEVICE is cuda, and nvidia-smi shows no GPU. Give this machine, or this container, one (a driver, "
+            "the NVIDIA container toolkit, a device reservation), or set LORAQ_DEVICE to cpu."
+        )
+    if found and settings.gpus != "all":
+        claim_gpus(settings.gpus, settings.data_dir.expanduser() / "gpus")
 
 
 if __name__ == "__main__":

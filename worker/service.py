@@ -25,6 +25,7 @@ from rq.serializers import JSONSerializer
 from rq.timeouts import BaseDeathPenalty, HorseMonitorTimeoutException
 
 from jobs import workers
+from jobs.alive import Pulse
 from jobs.errors import FailureReason, IllegalTransition, JobNotFound, StaleAttempt
 from jobs.queue import DeliveryJob
 from jobs.record import Failure, now
@@ -63,6 +64,7 @@ class AttemptWorker(Worker):
 
     store: Store
     settings: Settings
+    pulse: Pulse
     gpus: tuple[str, ...]
     started_at: datetime
 
@@ -104,6 +106,8 @@ class AttemptWorker(Worker):
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         """Tell RQ, and whoever asks for `loraq workers`, that this process lives."""
+        if not self.is_horse:
+            self.pulse.beat()  # also while Redis is gone
         super().heartbeat(timeout, pipeline=pipeline)
         if not self.is_horse:
             workers.announce(
@@ -118,6 +122,7 @@ class AttemptWorker(Worker):
                     seen_at=now(),
                 ),
             )
+            self.pulse.begin()
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         """Tell RQ that the horse runs; a Redis outage is waited out, not died of."""
@@ -180,8 +185,8 @@ class AttemptWorker(Worker):
             log.warning("Redis was not told of the worker's end: %s", error)
 
 
-def open_worker(store: Store, settings: Settings) -> AttemptWorker:
-    """A worker on the store's queue, named for this machine and process."""
+def open_worker(store: Store, settings: Settings, pulse: Pulse | None = None) -> AttemptWorker:
+    """A worker on the store's queue, named for this machine and process, that tells `pulse` that it is well."""
     worker = AttemptWorker(
         [store.queue],
         name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}",
@@ -192,7 +197,7 @@ def open_worker(store: Store, settings: Settings) -> AttemptWorker:
         maintenance_interval=60,
         worker_ttl=90,
     )
-    worker.store, worker.settings = store, settings
+    worker.store, worker.settings, worker.pulse = store, settings, pulse or Pulse(None)
     worker.gpus, worker.started_at = gpu_names(), now()
     return worker
 
@@ -203,15 +208,17 @@ def work(store: Store, settings: Settings, once: bool = False) -> None:
     Args:
         once: use one ticket, or find that there is none, and end: for those who start a worker for each job.
     """
+    pulse = Pulse(settings.alive_file)
     while True:
         try:
-            worker = open_worker(store, settings)
+            worker = open_worker(store, settings, pulse)
             worker.work(logging_level="WARNING", burst=once, max_jobs=1 if once else None)
             if once or worker.told_to_stop:
                 return
             log.warning("RQ's loop has ended, and is begun again")
         except RedisError as error:
             log.warning("Redis does not answer at LORAQ_REDIS_URL, trying again: %s", error)
+        pulse.beat()
         try:
             time.sleep(RESTART_WAIT_S)
         except StopRequested:  # the handler of the worker that has ended still listens
