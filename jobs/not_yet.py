@@ -21,6 +21,8 @@ def not_yet(spec: JobSpec) -> Iterator[Problem]:
         yield Problem(
             "dataset.captions.keep_tokens", "belongs to shuffle_tags, which is not carried out yet: leave it out."
         )
+    if spec.lora.text_encoders:
+        yield Problem("lora.text_encoders", "is not carried out yet: leave it out.")
     if spec.memory.budget_gib != "auto":
         yield Problem(
             "memory.budget_gib", "a number is not carried out yet: leave it auto, or name memory.checkpointing."

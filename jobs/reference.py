@@ -55,6 +55,8 @@ def _spec_rows(section: dict[str, Any], sections: dict[str, Any], prefix: str) -
         else:
             default = "required" if name in section.get("required", ()) else json.dumps(field.get("default"))
             yield f"{prefix}{name}", default, field["description"] + _bounds(options)
+            if ref := field.get("items", {}).get("$ref"):
+                yield from _spec_rows(sections[ref.rpartition("/")[2]], sections, f"{prefix}{name}[].")
 
 
 def _bounds(options: list[dict[str, Any]]) -> str:

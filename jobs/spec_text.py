@@ -121,6 +121,8 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     """The field names of the section at `location`."""
     section: Any = JobSpec
     for part in location:
+        if isinstance(part, int):
+            continue  # which of a list: all have the same fields
         annotation = section.model_fields[part].annotation
         options = getattr(annotation, "__args__", (annotation,))
         section = next(option for option in options if hasattr(option, "model_fields"))

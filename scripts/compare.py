@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from worker.lora.config import LoRAConfig
-from worker.lora.export import kohya_name
 from worker.lora.inject import inject
+from worker.lora.names import kohya_name
 from worker.model.unet import UNet
 from worker.model.weights import load_unet, open_base_model
 

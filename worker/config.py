@@ -15,7 +15,7 @@ from worker.loop.config import (
     TrainConfig,
     TrainerConfig,
 )
-from worker.lora.config import LoRAConfig
+from worker.lora.config import LoRAConfig, Override, TextLoRAConfig
 
 LOCAL_CHECKPOINTS = 2
 """Kept on the worker, so that one can be uploaded while the next is saved; the spec says how many the bucket keeps."""
@@ -77,7 +77,7 @@ def trainer_config(spec: JobSpec, places: Places, settings: Settings) -> Trainer
             ema_decay=training.ema.decay if training.ema else None,
             ema_device=training.ema.device if training.ema else "training",
         ),
-        lora=LoRAConfig(rank=spec.lora.rank, alpha=spec.lora.alpha, targets=spec.lora.targets),
+        lora=_lora_config(spec),
         resolution=training.resolution,
         batch_size=training.batch_size,
         checkpointing=spec.memory.checkpointing or "all",
@@ -93,3 +93,20 @@ def _regularisation(spec: RegularisationSpec | None, folder: Path | None) -> Reg
     if spec is None or folder is None:
         return None
     return RegularisationConfig(folder=str(folder), layout=spec.layout, weight=spec.weight)
+
+
+def _lora_config(spec: JobSpec) -> LoRAConfig:
+    lora, text = spec.lora, spec.lora.text_encoders
+    rate = spec.training.optimizer.learning_rate
+    return LoRAConfig(
+        rank=lora.rank,
+        alpha=lora.alpha,
+        targets=lora.targets,
+        patterns=lora.patterns,
+        overrides=tuple(Override(each.match, each.rank, each.alpha) for each in lora.overrides),
+        dropout=lora.dropout,
+        rank_dropout=lora.rank_dropout,
+        rslora=lora.rslora,
+        dora=lora.dora,
+        text_encoders=text and TextLoRAConfig(text.targets, (text.learning_rate or rate) / rate),
+    )

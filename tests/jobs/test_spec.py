@@ -76,6 +76,33 @@ def test_text_that_is_no_spec_is_explained(text, says):
         read_spec(text)
 
 
+def test_every_fault_of_an_adapter_is_named_at_once():
+    found = faults(
+        minimal(
+            lora={
+                "patterns": ["re:(", "", "conv_in"],
+                "overrides": [{"match": "a"}, {"match": "re:[", "rank": 0}, {"match": "a", "rnak": 1}],
+                "dropout": 1,
+                "text_encoders": {"learning_rate": -1},
+            }
+        )
+    )
+
+    assert set(found) == {
+        "lora.patterns.0",
+        "lora.patterns.1",
+        "lora.overrides.0",
+        "lora.overrides.1.match",
+        "lora.overrides.1.rank",
+        "lora.overrides.2.rnak",
+        "lora.dropout",
+        "lora.text_encoders.learning_rate",
+    }
+    assert "no regular expression" in found["lora.patterns.0"]
+    assert "here are: match, rank, alpha" in found["lora.overrides.2.rnak"]
+    assert "nothing would be trained" in faults(minimal(lora={"targets": "none"}))["lora"]
+
+
 @pytest.mark.parametrize(
     ("section", "value", "field"),
     [
@@ -85,6 +112,7 @@ def test_text_that_is_no_spec_is_explained(text, says):
         ("dataset", {"uri": "s3://datasets/cats-{00..07}.tar"}, "dataset.uri"),
         ("dataset", {"uri": "s3://d1/c/", "captions": {"shuffle_tags": True}}, "dataset.captions.shuffle_tags"),
         ("dataset", {"uri": "s3://d1/c/", "captions": {"keep_tokens": 3}}, "dataset.captions.keep_tokens"),
+        ("lora", {"text_encoders": {}}, "lora.text_encoders"),
         ("memory", {"budget_gib": 4}, "memory.budget_gib"),
         ("memory", {"base_dtype": "int8"}, "memory.base_dtype"),
         ("memory", {"streamed_blocks": 60}, "memory.streamed_blocks"),

@@ -61,10 +61,12 @@ def encoded(photos: Path, tiny_base: Path, cache_folder: Path) -> tuple[list[Exa
 def make_setup(encoded: tuple[list[Example], TextEmbedding], tiny_base: Path) -> Callable[..., Setup]:
     """A fresh U-Net with a fresh adapter, as before the first step. All other objects are new too."""
 
-    def make(seed: int = 0, batch_size: int = 2, dropout: float = 0.0, targets: Targets = "qkv") -> Setup:
+    def make(
+        seed: int = 0, batch_size: int = 2, caption_dropout: float = 0.0, targets: Targets = "qkv", **lora: Any
+    ) -> Setup:
         unet = load_unet(open_base_model(tiny_base), CPU, torch.float32)
-        lora = inject(unet, LoRAConfig(rank=4, alpha=16.0, targets=targets), seed)
-        return Setup(unet, lora, Batches(*encoded, batch_size, seed, dropout))
+        adapter = inject(unet, LoRAConfig(rank=4, alpha=16.0, targets=targets, **lora), seed)
+        return Setup(unet, adapter, Batches(*encoded, batch_size, seed, caption_dropout))
 
     return make
 

@@ -17,7 +17,7 @@ from worker.loop.config import (
     TrainerConfig,
 )
 from worker.loop.config_json import read_config, write_config
-from worker.lora.config import LoRAConfig
+from worker.lora.config import LoRAConfig, Override, TextLoRAConfig
 
 EVERY_FIELD_CHANGED = TrainerConfig(
     base_model="base",
@@ -34,7 +34,18 @@ EVERY_FIELD_CHANGED = TrainerConfig(
         LossConfig(min_snr_gamma=5.0),
         0.99,
     ),
-    lora=LoRAConfig(8, 4.0, "transformer"),
+    lora=LoRAConfig(
+        8,
+        4.0,
+        "transformer",
+        ("conv_in",),
+        (Override("*", 2, 1.0),),
+        0.1,
+        0.2,
+        True,
+        True,
+        TextLoRAConfig("attention", 2),
+    ),
     resolution=512,
     batch_size=3,
     checkpointing="none",

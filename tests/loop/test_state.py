@@ -12,6 +12,7 @@ from worker.errors import TrainerError
 from worker.loop.config import LossConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from worker.loop.state import load_state, prune, save_state
 from worker.loop.train import TrainState, train
+from worker.lora.config import Override
 
 EVERYTHING = TrainConfig(
     steps=9,
@@ -50,15 +51,26 @@ def checkpoint(make_setup: Callable, tmp_path: Path, metrics: Path) -> Path:
     return save_state(tmp_path, setup.lora, state, IDENTITY, metrics)
 
 
-def test_resumed_twice_equals_uninterrupted_to_the_bit(make_setup: Callable, tmp_path: Path, metrics: Path) -> None:
-    whole = make_setup(seed=3, dropout=0.3)
+LORAS = {
+    "qkv": {},
+    "locon": {"targets": "locon", "overrides": (Override("*resnets*", rank=2),)},
+    "rslora, both dropouts": {"rslora": True, "dropout": 0.3, "rank_dropout": 0.3},
+    "dora": {"targets": "locon", "dora": True, "rank_dropout": 0.2},
+}
+
+
+@pytest.mark.parametrize("kind", LORAS)
+def test_resumed_twice_equals_uninterrupted_to_the_bit(
+    make_setup: Callable, tmp_path: Path, metrics: Path, kind: str
+) -> None:
+    whole = make_setup(seed=3, caption_dropout=0.3, **LORAS[kind])
     whole_state = TrainState.begin(whole.lora, EVERYTHING)
     whole_losses = run(whole, whole_state, until=9)
 
     losses: list[float] = []
     folder: Path | None = None
     for until in (4, 5, 9):  # each time with all objects made anew
-        part = make_setup(seed=3, dropout=0.3)
+        part = make_setup(seed=3, caption_dropout=0.3, **LORAS[kind])
         state = TrainState.begin(part.lora, EVERYTHING)
         if folder:
             load_state(folder, part.lora, state, IDENTITY)

@@ -64,7 +64,7 @@ def test_results_say_what_was_done(make_setup: Callable) -> None:
 
 
 def test_the_same_training_twice_is_the_same_to_the_bit(make_setup: Callable) -> None:
-    first, second = make_setup(dropout=0.3), make_setup(dropout=0.3)
+    first, second = make_setup(caption_dropout=0.3), make_setup(caption_dropout=0.3)
     losses = [result.loss for result in train(*first, TrainConfig(4))]
     torch.manual_seed(4)
     assert [result.loss for result in train(*second, TrainConfig(4))] == losses

@@ -33,6 +33,9 @@ def make_adapter() -> Callable[..., LoRA]:
         with torch.no_grad():
             for layer in lora.modules.values():
                 layer.lora_B.normal_(std=0.05, generator=generator)
+                if config.dora:
+                    magnitude = layer.get_parameter("lora_magnitude")
+                    magnitude.mul_(torch.rand(magnitude.shape, generator=generator) + 0.5)
         return lora
 
     return make

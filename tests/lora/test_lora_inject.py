@@ -13,12 +13,17 @@ from worker.lora.inject import LoRA, inject
 from worker.lora.layer import LoRALinear
 from worker.model.unet import UNet, UNetConfig
 
-ALL_TARGETS: tuple[Targets, ...] = ("qkv", "attention", "transformer")
+ALL_TARGETS: tuple[Targets, ...] = ("qkv", "attention", "transformer", "locon")
 
 
 @pytest.mark.parametrize(
     ("targets", "modules", "parameters"),
-    [("qkv", 420, 4_474_880), ("attention", 560, 5_806_080), ("transformer", 722, 10_639_360)],
+    [
+        ("qkv", 420, 4_474_880),
+        ("attention", 560, 5_806_080),
+        ("transformer", 722, 10_639_360),
+        ("locon", 788, 12_296_960),
+    ],
 )
 def test_full_size_sdxl_has_the_known_number_of_parameters(targets: Targets, modules: int, parameters: int) -> None:
     with torch.device("meta"):
@@ -39,22 +44,24 @@ def test_the_prediction_does_not_change_before_training(
     assert torch.equal(unet(*unet_inputs), theirs)  # bitwise: B is zero
 
 
-def test_base_keys_do_not_change(make_unet: Callable[..., UNet]) -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_base_keys_do_not_change(make_unet: Callable[..., UNet], dora: bool) -> None:
     unet = make_unet()
     before = dict(unet.state_dict())
-    inject(unet, LoRAConfig(targets="transformer"), seed=0)
-    after = {key: tensor for key, tensor in unet.state_dict().items() if not key.endswith(("lora_A", "lora_B"))}
+    inject(unet, LoRAConfig(targets="locon", dora=dora), seed=0)
+    after = {key: tensor for key, tensor in unet.state_dict().items() if ".lora_" not in key}
     assert list(after) == list(before)
     assert all(after[key].data_ptr() == before[key].data_ptr() for key in before)
 
 
 @pytest.mark.parametrize("targets", ALL_TARGETS)
+@pytest.mark.parametrize("dora", [False, True])
 def test_training_moves_every_adapter_weight_and_no_base_weight(
-    make_unet: Callable[..., UNet], unet_inputs: tuple[Tensor, ...], targets: Targets
+    make_unet: Callable[..., UNet], unet_inputs: tuple[Tensor, ...], targets: Targets, dora: bool
 ) -> None:
     unet = make_unet()
     base = {name: parameter.clone() for name, parameter in unet.named_parameters()}
-    lora = inject(unet, LoRAConfig(targets=targets), seed=0)
+    lora = inject(unet, LoRAConfig(targets=targets, dora=dora), seed=0)
     start = copy.deepcopy(lora.state_dict())
     trainable = {id(parameter) for parameter in unet.parameters() if parameter.requires_grad}
     assert trainable == {id(parameter) for parameter in lora.parameters()}
@@ -76,7 +83,7 @@ def test_merged_weights_predict_as_the_adapter_does(
 ) -> None:
     unet = make_unet()
     untouched = unet(*unet_inputs)
-    lora = make_adapter(unet, LoRAConfig(targets="transformer"))
+    lora = make_adapter(unet, LoRAConfig(targets="locon", dora=True))
     ours = unet(*unet_inputs)
     merged = make_unet()
     merged.load_state_dict(merged.state_dict() | lora.merged_weights())

@@ -9,7 +9,7 @@ from worker.lora.layer import LoRALinear
 
 
 def lora_linear(base: nn.Linear, rank: int = 4, scale: float = 4.0, seed: int = 0) -> LoRALinear:
-    return LoRALinear(base, rank, scale, torch.Generator().manual_seed(seed))
+    return LoRALinear(base, rank, rank * scale, scale, torch.Generator().manual_seed(seed))
 
 
 def frozen_linear(dtype: torch.dtype = torch.float32, bias: bool = True) -> nn.Linear:

@@ -29,6 +29,12 @@ TOLD = {
     "lora.rank": 7,
     "lora.alpha": 3.0,
     "lora.targets": "transformer",
+    "lora.patterns": ["conv_in"],
+    "lora.overrides": [{"match": "*attn2*", "rank": 8}],
+    "lora.dropout": 0.5,
+    "lora.rank_dropout": 0.5,
+    "lora.rslora": True,
+    "lora.dora": True,
     "training.resolution": 512,
     "training.batch_size": 3,
     "training.gradient_accumulation": 5,
@@ -63,6 +69,8 @@ TOLD = {
 DEFAULTS = {"dataset.regularisation.layout": "plain", "dataset.regularisation.weight": 1.0}
 
 READ_ELSEWHERE = {
+    "lora.text_encoders.targets": "jobs/not_yet.py",
+    "lora.text_encoders.learning_rate": "jobs/not_yet.py",
     "version": "jobs/spec.py: there is one",
     "name": "api/cli.py and every list",
     "preset": "jobs/presets.py",

@@ -73,8 +73,9 @@ def train(
         for micro_step in range(config.gradient_accumulation):
             batch = batches.at((step - 1) * config.gradient_accumulation + micro_step).to(device)
             noise, timesteps = draw_noise(batch.latents.shape, config.loss, config.seed, step, micro_step, device)
-            micro_loss = diffusion_loss(unet, schedule, batch, noise, timesteps, config.loss)
-            (micro_loss / config.gradient_accumulation).backward()
+            with lora.dropout.at(config.seed, step, micro_step):
+                micro_loss = diffusion_loss(unet, schedule, batch, noise, timesteps, config.loss)
+                (micro_loss / config.gradient_accumulation).backward()  # checkpointing runs blocks again: same masks
             loss += micro_loss.detach() / config.gradient_accumulation
 
         # Update the weights.
