@@ -67,7 +67,7 @@ def submit(
 ) -> None:
     """Submit a job."""
     output = Output(as_json)
-    with output.explained(), connect() as loraq:
+    with output.explained(), connect(output.waits) as loraq:
         text = spec.read()
         content = text if dataset is None else _with_dataset(loraq, text, dataset, output)
         job = loraq.submit(content, idempotency_key)
@@ -140,7 +140,7 @@ def logs(
 def cancel(job: JobId, as_json: AsJson = False) -> None:
     """Cancel a job: a waiting one at once, a running one as soon as it can."""
     output = Output(as_json)
-    with output.explained(), connect() as loraq:
+    with output.explained(), connect(output.waits) as loraq:
         cancelled = loraq.cancel(job)
         if as_json:
             output.json(cancelled)
@@ -153,7 +153,7 @@ def cancel(job: JobId, as_json: AsJson = False) -> None:
 def retry(job: JobId, as_json: AsJson = False) -> None:
     """Submit a failed or cancelled job anew, as a new job that goes on from the old one's newest checkpoint."""
     output = Output(as_json)
-    with output.explained(), connect() as loraq:
+    with output.explained(), connect(output.waits) as loraq:
         again = loraq.retry(job)
         if as_json:
             output.json(again)

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from api.cli_connection import NotConnected
+from api.client import PATIENCE_S
 from api.client_errors import ApiError, Unavailable
 from api.dataset_folder import NotADataset
 from api.schemas import Job, JobPage
@@ -64,6 +65,10 @@ class Output:
     def say(self, sentence: str, style: str | None = None) -> None:
         """A sentence for the person who looks on."""
         self.err.print(printable(sentence), style=style)
+
+    def waits(self, error: Unavailable) -> None:
+        """That a request is asked again."""
+        self.say(f"{error.detail} Asking again, for {PATIENCE_S:.0f} s at most ...", "yellow")
 
     def job(self, job: Job) -> None:
         """Everything about one job, but its spec."""

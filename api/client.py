@@ -31,6 +31,10 @@ Spec = JobSpec | Mapping[str, Any] | str | bytes
 """A spec as a model, as JSON values, or as YAML text."""
 
 TRIES = 3
+PATIENCE_S = 150.0
+"""How long a change is asked for again while the API says that its job store does not answer: longer than Redis may be
+gone without harm to a job.
+"""
 QUIET_S = 45.0
 """A stream that is silent for this long is dead: the API sends a comment every 15 s."""
 
@@ -66,10 +70,21 @@ class Loraq:
         url: where the API is: http://127.0.0.1:8000.
         token: lrq_..., from `loraq token create`.
         timeout_s: how long to wait for an answer.
+        patience_s: how long to ask again for a submission, a cancel or a retry that the API cannot take just now.
+        on_wait: called once with the reason, when such a request is going to be asked again.
     """
 
-    def __init__(self, url: str, token: str, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        timeout_s: float = 30.0,
+        patience_s: float = PATIENCE_S,
+        on_wait: Callable[[Unavailable], None] | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
+        self._patience_s = patience_s
+        self._on_wait = on_wait
         headers = {"Authorization": f"Bearer {token}"}
         self._http = httpx.Client(base_url=f"{self.url}/v1", headers=headers, timeout=timeout_s, mounts=_DIRECT)
         # Presigned URLs are for another host: the token must not go there.
@@ -91,7 +106,7 @@ class Loraq:
     def submit(self, spec: Spec, idempotency_key: str | None = None) -> Job:
         """Submit a job. A repeat with the same key gives the same job; without a key each call makes one job."""
         key = idempotency_key or secrets.token_urlsafe(16)  # our own tries are repeats, too
-        return Job.model_validate(self._send("POST", "/jobs", **_spec_body(spec, {"Idempotency-Key": key})))
+        return Job.model_validate(self._change("/jobs", **_spec_body(spec, {"Idempotency-Key": key})))
 
     def validate(self, spec: Spec) -> ValidSpec:
         """Check a spec without submitting it; an ApiError lists every field at fault in `problems`."""
@@ -109,11 +124,11 @@ class Loraq:
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job; a running one ends as soon as it can."""
-        return Job.model_validate(self._send("POST", _path(job_id, "/cancel")))
+        return Job.model_validate(self._change(_path(job_id, "/cancel")))
 
     def retry(self, job_id: str) -> Job:
         """Submit a failed or cancelled job anew; it goes on from the old one's newest checkpoint."""
-        return Job.model_validate(self._send("POST", _path(job_id, "/retry")))
+        return Job.model_validate(self._change(_path(job_id, "/retry")))
 
     def wait(self, job_id: str) -> Job:
         """Return when the job has ended."""
@@ -128,7 +143,7 @@ class Loraq:
     # -- events -------------------------------------------------------------------------------------------------------
 
     def events(
-        self, job_id: str, after: str = "0-0", follow: bool = True, patience_s: float = 120
+        self, job_id: str, after: str = "0-0", follow: bool = True, patience_s: float = PATIENCE_S
     ) -> Iterator[JobEvent]:
         """Events of a job behind the event `after`, each once.
 
@@ -231,6 +246,20 @@ class Loraq:
         )
 
     # -- one request --------------------------------------------------------------------------------------------------
+
+    def _change(self, path: str, **request: Any) -> Any:
+        """The answer to a POST that may be repeated, asked for again while the API answers that it cannot just now."""
+        gives_up_s, wait_s = monotonic() + self._patience_s, 0.5
+        while True:
+            try:
+                return self._send("POST", path, **request)
+            except Unavailable as error:
+                if error.status is None or monotonic() + wait_s > gives_up_s:
+                    raise
+                if self._on_wait is not None and wait_s == 0.5:
+                    self._on_wait(error)
+            sleep(wait_s)
+            wait_s = min(5.0, 2 * wait_s)
 
     def _send(self, method: str, path: str, **request: Any) -> Any:
         """The JSON of the answer. A connection that breaks is tried again: every request here may be repeated."""

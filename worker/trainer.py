@@ -33,6 +33,7 @@ one of the last three was killed.
 
 import argparse
 import faulthandler
+import gc
 import json
 import logging
 import os
@@ -40,14 +41,12 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import TextIO
-
-import torch
 
 from worker.errors import TrainerError
 from worker.lifeline import die_with_parent
 from worker.loop.config_json import read_config
-from worker.loop.training import Stopped, Training
 
 
 class Facts:
@@ -82,15 +81,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", type=Path, help="CONFIG.json, a TrainerConfig")
     parser.add_argument("--parent", type=int, help="process id of the process that is to be obeyed")
     options = parser.parse_args(arguments)
+    # All this before torch, which takes more than a second to import.
     faulthandler.register(signal.SIGUSR1)  # whoever finds it hanging asks for a traceback
     emit = Facts(_take_stdout())
     stop_requested = StopSignal()
     die_with_parent(options.parent)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("worker").setLevel(logging.INFO)
+    training = _import_training()
     try:
-        Training(read_config(options.config), emit, stop_requested).run()
-    except Stopped:
+        if stop_requested():
+            raise training.Stopped
+        training.Training(read_config(options.config), emit, stop_requested).run()
+    except training.Stopped:
         emit("stopped", step=None, path=None)
     except Exception as error:
         traceback.print_exc()
@@ -102,6 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def explain(error: Exception) -> tuple[str, str]:
     """The failure's reason, one of jobs.errors.FailureReason by value, and a sentence for a person."""
+    import torch
+
     if isinstance(error, TrainerError):
         return error.reason, str(error)
     if isinstance(error, torch.OutOfMemoryError):
@@ -115,6 +120,16 @@ def explain(error: Exception) -> tuple[str, str]:
     return "crashed", f"The trainer failed with {type(error).__name__}: {first_line}"
 
 
+def _import_training() -> ModuleType:
+    """worker.loop.training, and with it torch. What is imported stays for good: nobody collects garbage in it."""
+    gc.disable()
+    from worker.loop import training
+
+    gc.freeze()
+    gc.enable()
+    return training
+
+
 def _take_stdout() -> TextIO:
     """Keep standard output for facts: whatever a library prints goes to standard error from here on."""
     stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
@@ -124,4 +139,6 @@ def _take_stdout() -> TextIO:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    sys.stderr.flush()
+    os._exit(exit_code)  # all is written, and to take torch apart would hold the GPU for another half a second

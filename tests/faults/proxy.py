@@ -21,7 +21,9 @@ ERRORS = {
     "ExpiredToken": 403,
     "InsufficientStorage": 507,
 }
-KINDS = (*ERRORS, "reset", "reset_body", "truncate", "trickle", "stall")
+KINDS = (*ERRORS, "reset", "reset_body", "truncate", "trickle", "stall", "late")
+LATE_S = 2.0
+"""How long an answer that is late is held back, when what was asked for has been done."""
 
 
 @dataclass
@@ -122,6 +124,8 @@ class FaultProxy:
             return
         finally:
             upstream.close()
+        if fault is not None and fault.kind == "late":
+            self._closing.wait(LATE_S)
         client.send_response_only(answer.status, answer.reason)
         for name, value in answer.getheaders():
             if name.lower() not in ("connection", "transfer-encoding", "content-length"):
@@ -135,7 +139,7 @@ class FaultProxy:
 
     def _send_body(self, client: BaseHTTPRequestHandler, data: bytes, fault: Fault | None) -> None:
         try:
-            if fault is None or len(data) <= fault.after_bytes:
+            if fault is None or fault.kind == "late" or len(data) <= fault.after_bytes:
                 client.wfile.write(data)
                 return
             client.wfile.write(data[: fault.after_bytes])
