@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from random import Random
 
-from jobs.status import Status
-
 OWNERS = ("alice", "bob")
 SPEC_SEEDS = (0, 1)
 
@@ -35,20 +33,23 @@ FAULTS = (
 )
 
 
-STAGES = (None, Status.PREPARING, Status.TRAINING, Status.TRAINING, Status.UPLOADING)
+STAGES = {"start": 4.0, "preparing": 2.0, "training": 2.0, "checkpoint": 0.6, "uploading": 0.4}
+"""How far the first job of a schedule has come; something may happen in so many seconds from then on. So a slow machine
+is struck in the same places as a quick one.
+"""
 
 
 @dataclass(frozen=True)
 class Action:
     """One thing that is done to the system."""
 
-    at_s: float  # after the schedule's start, or after its first job came as far as `stage`
+    at_s: float  # from its stage on
     kind: str  # one of REQUESTS or FAULTS
     number: int  # which: of the submission, or of the worker, counted among those at work
     seconds: float = 0.0  # how long a server stays away, or a process frozen
     owner: str = ""  # whose request it is
     spec_seed: int = 0  # of a submission
-    stage: Status | None = None  # so that a slow machine is struck in the same place
+    stage: str = "start"  # one of STAGES
 
 
 def draw(seed: int, number: int, workers: int, lease_s: float) -> tuple[Action, ...]:
@@ -70,18 +71,20 @@ def draw(seed: int, number: int, workers: int, lease_s: float) -> tuple[Action, 
         if random.random() < 0.3
     ]
     cancels = [
-        Action(random.uniform(0.2, 3), "cancel", each.number, owner=each.owner, stage=random.choice(STAGES))
+        Action(random.uniform(0, STAGES[stage]), "cancel", each.number, owner=each.owner, stage=stage)
         for each in submissions
         if random.random() < 0.25
+        for stage in random.choices(tuple(STAGES))
     ]
     faults = [
         Action(
-            random.uniform(0, 2.5),
+            random.uniform(0, STAGES[stage]),
             kind,
             random.randrange(workers),
             seconds=random.uniform(0.3, 1.6 * lease_s),
-            stage=random.choice(STAGES),
+            stage=stage,
         )
         for kind in random.choices(FAULTS, k=random.choice((1, 2, 2, 3)))
+        for stage in random.choices(tuple(STAGES))
     ]
     return tuple(sorted([*submissions, *repeats, *cancels, *faults], key=lambda action: action.at_s))

@@ -11,7 +11,7 @@ from tests.chaos.schedule import FAULTS, REQUESTS, draw
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
-SEED = 20261125
+SEED = 20261126
 SCHEDULES = 50
 
 

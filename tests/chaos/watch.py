@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from api.client import Loraq
 from api.client_errors import ApiError
+from jobs.checkpoint import MARKER_NAME
 from jobs.manifest import MANIFEST_NAME, Manifest
 from jobs.status import Status
 
@@ -36,6 +37,7 @@ class Watch:
     def __init__(self, clients: list[Loraq], outputs: Path) -> None:
         self.statuses: dict[str, Status] = {}  # of each job, as it was last seen
         self.commits: dict[str, Commit] = {}  # of each job, as it was first seen
+        self.checkpoints: set[str] = set()  # jobs that have put one into the bucket
         self.broken: list[str] = []
         self.looks = 0
         self._clients = clients
@@ -61,7 +63,8 @@ class Watch:
                 self.saw(job.id, job.status)
 
     def look_at_commits(self) -> None:
-        """One look into the bucket, at every manifest that is there."""
+        """One look into the bucket, at every manifest and checkpoint that is there."""
+        self.checkpoints |= {path.parts[-6] for path in self._outputs.glob(f"*/attempts/*/checkpoints/*/{MARKER_NAME}")}
         for path in self._outputs.glob(f"*/{MANIFEST_NAME}"):
             self._saw_manifest(path)
         for job_id in self.commits:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,40 @@ def test_a_stopped_and_a_second_process_equal_one_training_that_was_never_stoppe
     ours, theirs = (safetensors.torch.load_file(Path(c.output) / "lora.safetensors") for c in (second, whole))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_it_heeds_a_sigterm_before_torch_is_there(make_config: Callable[..., TrainerConfig], tmp_path: Path) -> None:
+    with trainer(make_config(100_000), tmp_path) as process:
+        deadline = time.monotonic() + END_S
+        while not _listens_for(signal.SIGTERM, process.pid):
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGTERM)
+        facts, stderr = finish(process)
+
+    assert (facts, process.returncode) == ([{"fact": "stopped", "step": None, "path": None}], 0), stderr
+
+
+def test_an_orphan_does_not_wait_for_torch(make_config: Callable[..., TrainerConfig], tmp_path: Path) -> None:
+    write_config(make_config(3), tmp_path / "config.json")
+    arguments = [str(tmp_path / "config.json"), "--parent", "1"]  # which it is not
+
+    told = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "worker.trainer", *arguments],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert told.returncode == 1
+    assert "The parent process 1 has ended" in told.stderr
+    imported = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines() if "|" in line}
+    assert "worker.lifeline" in imported
+    assert "torch" not in imported
+
+
+def _listens_for(number: signal.Signals, pid: int) -> bool:
+    """Whether the process has a handler for a signal: /proc/PID/status, SigCgt."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def test_a_bad_dataset_is_told_in_one_fact(
