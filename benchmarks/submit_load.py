@@ -27,7 +27,7 @@ from api.auth import create_token
 from api.servers import RedisServer, free_port
 from jobs import events, turns
 from jobs.queue import open_queue
-from jobs.record import JobRecord, advance, begin_attempt, now
+from jobs.record import JobRecord, advance, begin_attempt, commit, now
 from jobs.spec_text import read_spec
 from jobs.status import Status
 from jobs.store import Progress, Store
@@ -175,9 +175,8 @@ def write_finished(redis: "Redis", count: int) -> int:
                 record = JobRecord.create(f"owner-{number % OWNERS}", spec)
                 writer.write(pipeline, None, record)
                 changes: list[Callable[[JobRecord], JobRecord]] = [lambda old: begin_attempt(old, "worker")]
-                changes += [
-                    lambda old, to=to: advance(old, to) for to in (Status.TRAINING, Status.UPLOADING, Status.SUCCEEDED)
-                ]
+                changes += [lambda old, to=to: advance(old, to) for to in (Status.TRAINING, Status.UPLOADING)]
+                changes += [lambda old: commit(old, "0" * 64), lambda old: advance(old, Status.SUCCEEDED)]
                 for change in changes:
                     new = change(record)
                     writer.write(pipeline, record, new)

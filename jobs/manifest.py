@@ -1,7 +1,9 @@
-"""The manifest: the last object that a job writes, and the commit of all the others. Without it there is no output.
+"""The manifest: every file of a job's output, with its SHA-256.
 
-All else that an attempt writes lies below `attempts/<number>/`, so that one that lost its job without knowing can spoil
-nothing of the attempt that has it: docs/decisions/0002.
+All that an attempt writes lies below `attempts/<number>/`, so that one that lost its job without knowing can spoil
+nothing of the attempt that has it: docs/decisions/0002. Its manifest lies there, too, and becomes the job's when the
+record names it by its SHA-256, which only the attempt that holds the job can bring about: docs/decisions/0004. Then
+those very bytes are published above, as `<output>/manifest.json`.
 """
 
 import hashlib
@@ -11,7 +13,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.record import now
+from jobs.errors import ObjectNotFound, StorageError
+from jobs.record import JobRecord, now
+from jobs.storage import Storage
+from jobs.uri import S3Uri
 
 MANIFEST_NAME = "manifest.json"
 
@@ -53,6 +58,39 @@ def sha256_of(path: Path) -> str:
 def attempt_folder(attempt: int) -> str:
     """Where an attempt writes, below the job's output folder."""
     return f"attempts/{attempt}"
+
+
+def own_manifest(attempt: int) -> str:
+    """Where an attempt's own manifest lies, below the job's output folder."""
+    return f"{attempt_folder(attempt)}/{MANIFEST_NAME}"
+
+
+def read_committed(storage: Storage, record: JobRecord) -> bytes:
+    """The manifest that the record names, as it was written.
+
+    Raises:
+        ObjectNotFound: the job has none, or somebody has deleted it.
+        StorageError: somebody has changed it.
+    """
+    if record.commit is None:
+        raise ObjectNotFound(f"Job {record.id} has committed no output.")
+    uri = S3Uri.parse(record.output_uri) / own_manifest(record.commit.attempt)
+    raw = storage.read(uri)
+    if hashlib.sha256(raw).hexdigest() != record.commit.sha256:
+        raise StorageError(f"{uri} is not what the job committed: it was changed since.")
+    return raw
+
+
+def publish(storage: Storage, record: JobRecord) -> None:
+    """Let the committed manifest lie where people look for it. Whoever does it writes the same bytes."""
+    raw = read_committed(storage, record)
+    published = S3Uri.parse(record.output_uri) / MANIFEST_NAME
+    try:
+        if storage.read(published) == raw:
+            return
+    except ObjectNotFound:
+        pass
+    storage.write(published, raw)
 
 
 def describe_file(path: Path, name: str, stored_as: str) -> ManifestFile:

@@ -19,6 +19,7 @@ from redis import Redis
 from redis.exceptions import RedisError, WatchError
 
 from jobs.errors import StorageError
+from jobs.manifest import publish
 from jobs.outage import Outage
 from jobs.record import JobRecord
 from jobs.storage import Storage
@@ -67,6 +68,8 @@ class Mirror:
             return False
         record = JobRecord.model_validate_json(raw)
         self._storage.write(S3Uri.parse(record.output_uri) / RECORD_NAME, raw)
+        if record.commit is not None:
+            publish(self._storage, record)  # its attempt does that, unless it was killed between the two
         with self._redis.pipeline() as pipeline:
             try:
                 pipeline.watch(record_key(job_id))

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.errors import FailureReason
+from jobs.errors import FailureReason, IllegalTransition
 from jobs.retries import RetryPolicy
 from jobs.spec import JobSpec
 from jobs.status import Status, check_transition
@@ -47,6 +47,15 @@ class Attempt(BaseModel):
     failure: Failure | None = None
 
 
+class Commit(BaseModel):
+    """Which manifest is the job's output. Decided once, by the attempt that holds the job, and for ever."""
+
+    model_config = ConfigDict(frozen=True)
+
+    attempt: int = Field(ge=1, description="In whose folder the manifest lies.")
+    sha256: str = Field(description="Of the manifest's bytes.")
+
+
 class JobRecord(BaseModel):
     """A job from acknowledgement to its end. Immutable: every change makes a new record."""
 
@@ -62,6 +71,7 @@ class JobRecord(BaseModel):
     not_before: datetime | None = None  # when a job that waits after a failure may be tried again
     cancel_requested_at: datetime | None = None
     failure: Failure | None = None
+    commit: Commit | None = None  # from here on the job can but succeed
     retry_of: tuple[str, ...] = ()  # the jobs that this one tries again, the newest first: it may use their checkpoints
 
     @classmethod
@@ -92,9 +102,12 @@ def advance(record: JobRecord, to: Status, failure: Failure | None = None) -> Jo
     Ends the running attempt when the job leaves the worker: at a final status, and when it goes back to the queue.
 
     Raises:
-        IllegalTransition: the table has no such arrow.
+        IllegalTransition: the table has no such arrow, or the job has an output and was to end otherwise, or has none.
     """
     check_transition(record.status, to)
+    if (record.commit is not None) is not (to is Status.SUCCEEDED):
+        has = "has committed its output" if record.commit else "has committed no output"
+        raise IllegalTransition(f"Job {record.id} {has}: it cannot become {to}.")
     at = now()
     attempts = record.attempts
     if record.status.running and not to.running:
@@ -118,12 +131,31 @@ def begin_attempt(record: JobRecord, worker: str) -> JobRecord:
     return advance(record, Status.PREPARING).model_copy(update={"attempts": (*record.attempts, attempt)})
 
 
+def commit(record: JobRecord, manifest_sha256: str) -> JobRecord:
+    """The record with its output decided; unchanged if a cancel came first.
+
+    A job that has been committed ends well whatever befalls its attempt from here on.
+
+    Args:
+        manifest_sha256: of the manifest in the folder of the attempt that holds the job.
+    """
+    if record.status is not Status.UPLOADING or record.attempt is None:
+        raise IllegalTransition(f"Job {record.id} is {record.status}: only one that is uploading is committed.")
+    if record.commit is not None or record.cancel_requested_at is not None:
+        return record
+    decided = Commit(attempt=record.attempt.number, sha256=manifest_sha256)
+    return record.model_copy(update={"commit": decided, "updated_at": now()})
+
+
 def give_back(record: JobRecord, failure: Failure | None, policy: RetryPolicy) -> JobRecord:
-    """The record after an attempt that ended early: to be tried again, failed for good, or cancelled.
+    """The record after an attempt that ended early: to be tried again, failed for good, or cancelled; or
+    succeeded, if it had committed its output before.
 
     Args:
         failure: what went wrong; None if its worker was told to stop, which costs the job nothing.
     """
+    if record.commit is not None:
+        return advance(record, Status.SUCCEEDED)
     if record.cancel_requested_at is not None:
         return advance(record, Status.CANCELLED, failure)
     if failure is None:

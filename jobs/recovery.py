@@ -1,5 +1,6 @@
 """Rebuilds the records that Redis has lost, from their copies, checkpoints and manifests in the bucket."""
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -8,9 +9,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jobs.errors import JobNotFound, StorageError
-from jobs.manifest import MANIFEST_NAME, Manifest
+from jobs.manifest import MANIFEST_NAME, Manifest, own_manifest
 from jobs.mirror import RECORD_NAME
-from jobs.record import Attempt, JobRecord, now
+from jobs.record import Attempt, Commit, JobRecord, now
 from jobs.settings import Settings
 from jobs.status import Status
 from jobs.storage import Storage
@@ -36,9 +37,9 @@ class Recovered(BaseModel):
 def recover(store: Store, storage: Storage, settings: Settings, dry_run: bool = False) -> Iterator[Recovered]:
     """Look at every job's folder below LORAQ_WRITABLE, and write what Redis lacks.
 
-    A job with a manifest has succeeded, whatever its copy says; one that had ended stays as it was; any other waits in
-    the queue again, cancelled if that was asked for. Attempts count on behind every one that wrote into the bucket, so
-    that one which still runs somewhere can write no more.
+    A job whose manifest is published has succeeded, whatever its copy says; one that had ended stays as it was; any
+    other waits in the queue again, cancelled if that was asked for. Attempts count on behind every one that wrote into
+    the bucket, so that one which still runs somewhere can write no more.
     """
     for folder, names in _job_folders(storage, settings).items():
         try:
@@ -51,7 +52,7 @@ def _recover(store: Store, storage: Storage, folder: S3Uri, names: list[str], dr
     record = JobRecord.model_validate_json(storage.read(folder / RECORD_NAME))
     if record.output_uri != str(folder):
         raise ValueError(f"It is the record of another folder, {record.output_uri}: it was copied here.")
-    new = _restored(record, names, MANIFEST_NAME in names and _is_manifest(storage, folder, record.id))
+    new = _restored(record, names, record.commit or _published(storage, folder, names, record.id))
     known = _known(store, record.id) if dry_run else not store.restore(new)
     status = store.get(record.id).status if known else new.status
     state = "known" if known else "recovered"
@@ -72,13 +73,13 @@ def _job_folders(storage: Storage, settings: Settings) -> dict[S3Uri, list[str]]
     return folders
 
 
-def _restored(record: JobRecord, names: list[str], committed: bool) -> JobRecord:
+def _restored(record: JobRecord, names: list[str], commit: Commit | None) -> JobRecord:
     status = record.status
-    if committed:
+    if commit:
         status = Status.SUCCEEDED
     elif not status.final:
         status = Status.QUEUED if record.cancel_requested_at is None else Status.CANCELLED
-    outcome = "succeeded" if committed else "preempted"
+    outcome = "succeeded" if commit else "preempted"
     attempts = [
         attempt if attempt.ended_at else attempt.model_copy(update={"ended_at": now(), "outcome": outcome})
         for attempt in record.attempts
@@ -90,15 +91,24 @@ def _restored(record: JobRecord, names: list[str], committed: bool) -> JobRecord
         attempts.append(
             Attempt(number=number, worker="unknown", started_at=record.updated_at, ended_at=now(), outcome=outcome)
         )
-    changes = {"status": status, "attempts": tuple(attempts), "not_before": None, "updated_at": now()}
-    return record.model_copy(update=changes | ({"failure": None} if committed else {}))
+    updated_at = record.updated_at if record.status.final else now()  # of one that had ended, it says when
+    changes = {"status": status, "attempts": tuple(attempts), "not_before": None, "commit": commit}
+    changes |= {"updated_at": updated_at, "failure": None if commit else record.failure}
+    return record.model_copy(update=changes)
 
 
-def _is_manifest(storage: Storage, folder: S3Uri, job_id: str) -> bool:
+def _published(storage: Storage, folder: S3Uri, names: list[str], job_id: str) -> Commit | None:
+    """What was committed, where a manifest of this job is published. What is no manifest, no attempt wrote."""
+    if MANIFEST_NAME not in names:
+        return None
+    raw = storage.read(folder / MANIFEST_NAME)
     try:
-        return Manifest.model_validate_json(storage.read(folder / MANIFEST_NAME)).job_id == job_id
+        manifest = Manifest.model_validate_json(raw)
     except ValidationError:
-        return False
+        return None
+    if manifest.job_id != job_id or own_manifest(manifest.attempt) not in names:
+        return None
+    return Commit(attempt=manifest.attempt, sha256=hashlib.sha256(raw).hexdigest())
 
 
 def _known(store: Store, job_id: str) -> bool:

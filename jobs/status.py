@@ -11,8 +11,8 @@ class Status(StrEnum):
     QUEUED = "queued"  # waits for a worker
     PREPARING = "preparing"  # an attempt fetches base model and dataset, and encodes them
     TRAINING = "training"  # optimizer steps run
-    UPLOADING = "uploading"  # weights and pictures go to the bucket; the manifest goes last
-    SUCCEEDED = "succeeded"  # the manifest lies in the bucket
+    UPLOADING = "uploading"  # weights and pictures go to the bucket, then the manifest
+    SUCCEEDED = "succeeded"  # the record names its manifest
     FAILED = "failed"  # ended with a reason
     CANCELLED = "cancelled"  # ended because its owner said so
 
@@ -29,8 +29,7 @@ class Status(StrEnum):
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.QUEUED: frozenset({Status.PREPARING, Status.FAILED, Status.CANCELLED}),
-    # An attempt that finds its forerunner's manifest in the bucket has nothing left to do but to say so.
-    Status.PREPARING: frozenset({Status.TRAINING, Status.SUCCEEDED, Status.QUEUED, Status.FAILED, Status.CANCELLED}),
+    Status.PREPARING: frozenset({Status.TRAINING, Status.QUEUED, Status.FAILED, Status.CANCELLED}),
     Status.TRAINING: frozenset({Status.UPLOADING, Status.QUEUED, Status.FAILED, Status.CANCELLED}),
     Status.UPLOADING: frozenset({Status.SUCCEEDED, Status.QUEUED, Status.FAILED, Status.CANCELLED}),
     Status.SUCCEEDED: frozenset(),

@@ -24,7 +24,7 @@ from rq import Queue
 from jobs import events, turns
 from jobs.errors import IdempotencyConflict, JobNotFound, NotRetryable, TooManyJobs
 from jobs.queue import deliver, extra_ticket, open_queue
-from jobs.record import Failure, JobRecord, advance, begin_attempt, give_back, now
+from jobs.record import Failure, JobRecord, advance, begin_attempt, commit, give_back, now
 from jobs.records import Also, Records, check_fence, decode
 from jobs.retries import RetryPolicy
 from jobs.settings import Settings
@@ -186,6 +186,13 @@ class Store(Records):
             job_id, lambda record: record if record.status is to else advance(record, to, failure), attempt
         )
 
+    def commit(self, job_id: str, attempt: int, manifest_sha256: str) -> JobRecord:
+        """Decide the job's output, by the attempt that holds the job; see jobs.record.commit.
+
+        Made twice, because the first answer was lost, it changes nothing the second time.
+        """
+        return self.change(job_id, lambda record: commit(record, manifest_sha256), attempt)
+
     def give_back(self, job_id: str, attempt: int, failure: Failure | None) -> JobRecord:
         """End an attempt early: the job is tried again, fails for good, or is cancelled, as `record.give_back` says."""
         return self.change(job_id, lambda record: give_back(record, failure, self.retries), attempt)
@@ -259,11 +266,14 @@ class Store(Records):
             pipeline.execute()
 
     def request_cancel(self, job_id: str, owner: str | None = None, also: Also | None = None) -> JobRecord:
-        """Cancel a waiting job at once, and ask the attempt of a running one to stop. A final job stays as it is."""
+        """Cancel a waiting job at once, and ask the attempt of a running one to stop.
+
+        A final job stays as it is, and so does one that has committed its output and is about to say so.
+        """
         self.get(job_id, owner)
 
         def cancel(record: JobRecord) -> JobRecord:
-            if record.status.final or record.cancel_requested_at is not None:
+            if record.status.final or record.cancel_requested_at is not None or record.commit is not None:
                 return record
             asked = record.model_copy(update={"cancel_requested_at": now(), "updated_at": now()})
             return advance(asked, Status.CANCELLED) if record.status is Status.QUEUED else asked

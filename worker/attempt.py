@@ -1,9 +1,10 @@
 """One attempt at a job: claim, fetch, train, commit. It runs in the horse, and imports no torch.
 
 The job's status follows the work: preparing while files come and are encoded, training, uploading. Whatever ends the
-attempt early is told apart in `run_attempt`, and nothing but the manifest, written last, makes an output.
+attempt early is told apart in `run_attempt`. A manifest that the record names, and nothing else, makes an output.
 """
 
+import hashlib
 import logging
 import os
 import shutil
@@ -12,11 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from jobs import events
 from jobs.errors import FailureReason, IllegalTransition, ObjectNotFound, StorageError, StorageUnavailable
-from jobs.manifest import MANIFEST_NAME, Manifest, ManifestFile, attempt_folder, manifest_of
+from jobs.manifest import MANIFEST_NAME, ManifestFile, attempt_folder, manifest_of, own_manifest
 from jobs.record import Failure, JobRecord
 from jobs.settings import Settings
 from jobs.spec_text import write_spec
@@ -90,8 +89,6 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
     output_uri = S3Uri.parse(record.output_uri)
     check_writable(output_uri, settings, record.owner)
     storage.check(output_uri.bucket)  # better now than after hours of training
-    if _committed(storage, output_uri, record.id):
-        return  # an attempt before this one was ended between its commit and its report
     _abort_uploads(storage, output_uri)
     with (
         scratch_folder(data_dir / "scratch", f"{record.id}-{lease.attempt}-") as scratch,
@@ -125,14 +122,6 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
             while not uploads.finish(timeout_s=0.5):
                 lease.check()
         _commit(record, output, output_uri, lease, storage, uploads.samples)
-
-
-def _committed(storage: Storage, output_uri: S3Uri, job_id: str) -> bool:
-    """Whether a manifest of this job lies there. What cannot be read as one was not written by an attempt."""
-    try:
-        return Manifest.model_validate_json(storage.read(output_uri / MANIFEST_NAME)).job_id == job_id
-    except (ObjectNotFound, ValidationError):
-        return False
 
 
 def _newest_checkpoint(
@@ -237,20 +226,23 @@ def _commit(
     storage: Storage,
     samples: tuple[ManifestFile, ...],
 ) -> None:
-    """Upload everything into the attempt's own folder, and the manifest last: that is the commit."""
+    """Upload everything into the attempt's own folder, its manifest last, and let the record name that: the commit."""
     shutil.rmtree(output / "checkpoints", ignore_errors=True)  # of use only to an attempt that goes on
     (output / "spec.yaml").write_text(write_spec(record.spec), encoding="utf-8")
     manifest = manifest_of(output, record.id, lease.attempt, samples)
     there = {file.stored_as for file in samples}
     own = [file for file in manifest.files if file.stored_as not in there]
     storage.upload_all(((output / file.path, output_uri / file.stored_as) for file in own), lease.check)
-    for file in manifest.files:
+    raw = manifest.model_dump_json(indent=2).encode()
+    storage.write(output_uri / own_manifest(lease.attempt), raw)
+    written = {file.stored_as: file.sha256 for file in manifest.files}
+    written[own_manifest(lease.attempt)] = hashlib.sha256(raw).hexdigest()
+    for name, sha256 in written.items():
         lease.check()
-        if storage.sha256(output_uri / file.stored_as) != file.sha256:
-            raise StorageUnavailable(f"{output_uri}{file.stored_as} reads back as other bytes than were written.")
-    lease.confirm()
-    if not _committed(storage, output_uri, record.id):  # the first commit stands
-        storage.write(output_uri / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode())
+        if storage.sha256(output_uri / name) != sha256:
+            raise StorageUnavailable(f"{output_uri}{name} reads back as other bytes than were written.")
+    lease.commit(written[own_manifest(lease.attempt)])
+    storage.write(output_uri / MANIFEST_NAME, raw)  # for whoever looks into the bucket; jobs/mirror.py makes sure of it
 
 
 def _abort_uploads(storage: Storage, output_uri: S3Uri) -> None:

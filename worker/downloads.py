@@ -66,10 +66,14 @@ class Downloads:
         with ExitStack() as held:  # a fetch that fails lets go of its lock
             lock = held.enter_context(entry.with_suffix(".lock").open("w"))
             while True:
-                while not _try_lock(lock, fcntl.LOCK_EX):
+                there = entry.exists()
+                if not _try_lock(lock, fcntl.LOCK_SH if there else fcntl.LOCK_EX):
                     on_bytes(0)
-                    time.sleep(0.5)  # another worker is downloading the same entry
+                    time.sleep(0.5)  # another worker is downloading or dropping the same entry
+                    continue
                 if not entry.exists():
+                    if there:
+                        continue  # it was dropped between the look and the lock
                     partial = self._download(objects, root, entry, on_bytes)
                     if unpack is not None:
                         partial = _unpacked(partial, _name(objects[0], root), entry, unpack)

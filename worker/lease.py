@@ -153,24 +153,26 @@ class Lease:
 
         self._held(lambda: self._store.change(self.job_id, note, self.attempt))
 
-    def confirm(self) -> None:
-        """Make sure, with Redis and not from memory, that this attempt still holds the job and may commit it.
+    def commit(self, manifest_sha256: str) -> None:
+        """Make this attempt's manifest the job's output, waiting for Redis if need be.
 
         Raises:
-            Ending: it may not.
+            Cancelled: the owner was faster.
+            LeaseLost: this attempt no longer holds the job.
         """
-        _until_redis_answers(self._report)
-        self.check()
+        record = self._held(lambda: self._store.commit(self.job_id, self.attempt, manifest_sha256))
+        if record.commit is None:
+            raise Cancelled(f"Job {self.job_id} was cancelled.")
 
-    def _held(self, change: Callable[[], JobRecord]) -> None:
+    def _held(self, change: Callable[[], JobRecord]) -> JobRecord:
         """Report what has happened so far, then make a change that only the holder may make."""
 
-        def both() -> None:
+        def both() -> JobRecord:
             self._report()
-            change()
+            return change()
 
         try:
-            _until_redis_answers(both)
+            return _until_redis_answers(both)
         except (StaleAttempt, JobNotFound) as error:
             self._lost = str(error)
             raise LeaseLost(str(error)) from error

@@ -10,7 +10,7 @@ from api.openapi import problems
 from api.schemas import Artifact, Artifacts
 from jobs import audit
 from jobs.errors import ObjectNotFound
-from jobs.manifest import MANIFEST_NAME, Manifest
+from jobs.manifest import Manifest, read_committed
 from jobs.record import JobRecord, now
 from jobs.status import Status
 from jobs.uri import S3Uri
@@ -28,7 +28,7 @@ def list_artifacts(actor: ActorDep, services: ServicesDep, job_id: str) -> Artif
         raise NoArtifactsYet(_why_none(record))
     folder = S3Uri.parse(record.output_uri)
     try:
-        manifest = Manifest.model_validate_json(services.storage.read(folder / MANIFEST_NAME))
+        manifest = Manifest.model_validate_json(read_committed(services.storage, record))
     except ObjectNotFound:
         raise NoArtifactsYet(_why_none(record)) from None
     audit.write(services.store.redis, actor, audit.Action.ARTIFACTS, job_id, files=len(manifest.files))
@@ -55,5 +55,5 @@ def _why_none(record: JobRecord) -> str:
     if record.status is Status.CANCELLED:
         return "The job was cancelled and left no output."
     if record.status is Status.SUCCEEDED:
-        return f"The job succeeded, but {record.output_uri}{MANIFEST_NAME} is gone from the bucket."
+        return f"The job succeeded, but its manifest is gone from {record.output_uri}."
     return f"The job is {record.status}: its output appears when it has succeeded. Follow it with `loraq logs -f`."

@@ -1,5 +1,6 @@
 """The API as a real HTTP server, people with tokens, and jobs that end without a worker."""
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from api.app import create_app
 from api.auth import create_token
 from api.client import Loraq
 from api.servers import RedisServer, free_port
-from jobs.manifest import MANIFEST_NAME, manifest_of
+from jobs.manifest import MANIFEST_NAME, manifest_of, own_manifest
 from jobs.record import Failure, JobRecord
 from jobs.settings import Settings
 from jobs.status import Status
@@ -109,7 +110,10 @@ def end_job(store: Store, storage: Storage, tmp_path: Path) -> Callable[..., Job
         output = S3Uri.parse(record.output_uri)
         for file in manifest.files:
             storage.upload(folder / file.path, output / file.stored_as)
-        storage.write(output / MANIFEST_NAME, manifest.model_dump_json().encode())
+        raw = manifest.model_dump_json().encode()
+        storage.write(output / own_manifest(1), raw)
+        storage.write(output / MANIFEST_NAME, raw)
+        store.commit(job_id, 1, hashlib.sha256(raw).hexdigest())
         return store.move(job_id, 1, Status.SUCCEEDED)
 
     return end

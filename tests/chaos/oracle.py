@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from jobs import events
 from jobs.errors import FailureReason, JobNotFound, ObjectNotFound, StorageError
-from jobs.manifest import MANIFEST_NAME, Manifest
+from jobs.manifest import MANIFEST_NAME, Manifest, read_committed
 from jobs.record import JobRecord
 from jobs.status import TRANSITIONS, Status
 from jobs.uri import S3Uri
@@ -87,7 +87,7 @@ def violations_in_the_end(system: System, told: Acknowledged, watch: Watch) -> I
 def weights_of(system: System, record: JobRecord) -> Weights:
     """The adapter that a job left, tensor by tensor."""
     folder = S3Uri.parse(record.output_uri)
-    manifest = Manifest.model_validate_json(system.storage.read(folder / MANIFEST_NAME))
+    manifest = Manifest.model_validate_json(read_committed(system.storage, record))
     (adapter,) = (file for file in manifest.files if file.path == "lora.safetensors")
     data = system.storage.read(folder / adapter.stored_as)
     return {name: tensor.tobytes() for name, tensor in safetensors.numpy.load(data).items()}
@@ -134,18 +134,23 @@ def _of_output(
     system: System, record: JobRecord, cancel: Cancel | None, watch: Watch, reference: Weights | None
 ) -> Iterator[str]:
     folder = S3Uri.parse(record.output_uri)
+    published = _published(system, record)
     try:
-        content = system.storage.read(folder / MANIFEST_NAME)
+        content = read_committed(system.storage, record)
     except ObjectNotFound:
         if record.status is Status.SUCCEEDED:
             yield f"{record.id} succeeded and has no manifest"
+        if published is not None:
+            yield f"{record.id} is {record.status}, has committed nothing, and has a manifest"
         return
+    if published not in (None, content):  # None: the mirror has yet to come round
+        yield f"{record.id}: another manifest than the committed one is published"
     manifest = Manifest.model_validate_json(content)
     seen = watch.commits.get(record.id)
     if seen is not None and seen.sha256 != hashlib.sha256(content).hexdigest():
         yield f"{record.id} has another manifest than was seen before"
-    if record.status is Status.FAILED:
-        yield f"{record.id} failed, and attempt {manifest.attempt} has committed an output"
+    if record.status is not Status.SUCCEEDED:
+        yield f"{record.id} is {record.status}, and attempt {manifest.attempt} has committed an output"
     if cancel is not None and manifest.committed_at > cancel.at:
         yield f"{record.id} was committed at {manifest.committed_at}, and its cancel acknowledged at {cancel.at}"
     for file in manifest.files:
@@ -158,6 +163,13 @@ def _of_output(
             yield f"{record.id}: {file.stored_as} is not what the manifest says"
     if reference is not None and weights_of(system, record) != reference:
         yield f"{record.id}: the weights differ from those of the undisturbed run"
+
+
+def _published(system: System, record: JobRecord) -> bytes | None:
+    try:
+        return system.storage.read(S3Uri.parse(record.output_uri) / MANIFEST_NAME)
+    except ObjectNotFound:
+        return None
 
 
 def _uploads_left(system: System) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import FailureReason
-from jobs.manifest import MANIFEST_NAME, Manifest
+from jobs.manifest import MANIFEST_NAME, Manifest, own_manifest
 from jobs.record import Attempt, Failure, JobRecord, now
 from jobs.spec_text import parse_spec
 from jobs.status import Status
@@ -106,7 +106,7 @@ def test_a_file_that_is_not_what_the_manifest_says_and_one_that_is_gone(system, 
 
 
 def test_a_manifest_that_changes_or_goes(system, said, watch, job):
-    place = S3Uri.parse(job.output_uri) / MANIFEST_NAME
+    place, own = (S3Uri.parse(job.output_uri) / name for name in (MANIFEST_NAME, own_manifest(1)))
     content = system.storage.read(place)
     watch.look_at_commits()
     assert watch.commits[job.id].manifest.attempt == 1
@@ -115,11 +115,20 @@ def test_a_manifest_that_changes_or_goes(system, said, watch, job):
     system.storage.write(place, second.model_dump_json().encode())
     watch.look_at_commits()
     assert watch.broken == [f"{job.id} was committed twice, by attempt 1 and then attempt 2"]
-    system.storage.delete([place])
+    assert "another manifest than the committed one is published" in said(job.id)
+    system.storage.delete([place, own])
     watch.look_at_commits()
     assert "has none any more" in watch.broken[1]
     assert "succeeded and has no manifest" in said(job.id)
-    system.storage.write(place, content)
+    for uri in (place, own):
+        system.storage.write(uri, content)
+
+
+def test_a_manifest_where_nothing_was_committed(system, said, forged):
+    cancelled = forged("cancelled", status=Status.CANCELLED, cancel_requested_at=now())
+    system.storage.write(S3Uri.parse(cancelled.output_uri) / MANIFEST_NAME, b"{}")
+
+    assert "is cancelled, has committed nothing, and has a manifest" in said(cancelled.id)
 
 
 def test_a_final_status_that_changes(said, watch, job):

@@ -12,14 +12,13 @@ import safetensors.numpy
 
 from jobs.checkpoint import MARKER_NAME, CheckpointMarker
 from jobs.errors import FailureReason
-from jobs.manifest import Manifest, ManifestFile
-from jobs.record import JobRecord, now
+from jobs.manifest import ManifestFile
+from jobs.record import JobRecord
 from jobs.settings import Settings
 from jobs.status import Status
 from jobs.uri import S3Uri
 from tests.integration.conftest import worker_env
 from tests.integration.test_main_job import assert_gone, child_of, ended, manifest_of, wait_for
-from worker import attempt
 from worker.checkpoints import CheckpointDamaged, fetch_checkpoint, find_checkpoints
 
 pytestmark = pytest.mark.integration
@@ -213,27 +212,6 @@ def test_redis_killed_and_gone_for_longer_than_the_lease(store, storage, worker,
     record = wait_for(store, job.id, ended)
 
     assert (record.status, len(record.attempts)) == (Status.SUCCEEDED, 1)
-
-
-def test_a_commit_that_was_not_reported_is_found_by_the_next_attempt(store, storage, worker, submit, bucket, make_spec):
-    job = submit(make_spec(dataset={"uri": bucket("committed", count=2)}))
-    committed = Manifest(job_id=job.id, attempt=1, committed_at=now(), files=()).model_dump_json().encode()
-    storage.write(S3Uri.parse(job.output_uri) / "manifest.json", committed)
-    worker()
-
-    record = wait_for(store, job.id, ended, 30)
-
-    assert record.status is Status.SUCCEEDED
-    assert storage.read(S3Uri.parse(job.output_uri) / "manifest.json") == committed
-
-
-@pytest.mark.parametrize("stray", [b"{}", b"not json", Manifest(job_id="x", attempt=1, committed_at=now(), files=())])
-def test_what_is_no_manifest_of_the_job_is_no_commit(storage, make_spec, stray):
-    job = JobRecord.create("me", make_spec())
-    folder = S3Uri.parse(job.output_uri)
-    storage.write(folder / "manifest.json", stray if isinstance(stray, bytes) else stray.model_dump_json().encode())
-
-    assert not attempt._committed(storage, folder, job.id)
 
 
 def test_a_checkpoint_that_names_a_file_outside_its_folder_is_damaged(storage, make_spec, tmp_path):

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from api.cli import app
 from jobs.errors import FailureReason, StaleAttempt, StorageUnavailable
-from jobs.manifest import Manifest, attempt_folder
+from jobs.manifest import MANIFEST_NAME, Manifest, attempt_folder, own_manifest, read_committed
 from jobs.mirror import RECORD_NAME, Mirror
 from jobs.record import Failure, JobRecord, now
 from jobs.recovery import recover
@@ -88,9 +88,12 @@ def test_all_come_back_when_redis_has_lost_everything(store, storage, settings, 
     store.give_back(failed.id, 1, Failure(reason=FailureReason.NAN_LOSS, message="NaN"))
     store.request_cancel(cancelled.id)
     store.request_cancel(asked.id)
+    ended_at = store.get(failed.id).updated_at
     mirror.save()
-    manifest = Manifest(job_id=committed.id, attempt=1, committed_at=now(), files=())
-    storage.write(S3Uri.parse(committed.output_uri) / "manifest.json", manifest.model_dump_json().encode())
+    manifest = Manifest(job_id=committed.id, attempt=1, committed_at=now(), files=()).model_dump_json().encode()
+    storage.write(S3Uri.parse(committed.output_uri) / own_manifest(1), manifest)
+    storage.write(S3Uri.parse(committed.output_uri) / MANIFEST_NAME, manifest)
+    storage.write(S3Uri.parse(waiting.output_uri) / MANIFEST_NAME, manifest)  # of another job: no commit
     storage.write(S3Uri.parse(running.output_uri) / f"{attempt_folder(2)}/train.log", b"of an attempt not in the copy")
     store.redis.flushall()
     expected = {
@@ -109,6 +112,8 @@ def test_all_come_back_when_redis_has_lost_everything(store, storage, settings, 
 
     assert {job.id for job in store.page("alice").jobs} == expected.keys() - {asked.id}
     assert store.get(failed.id).failure.reason is FailureReason.NAN_LOSS
+    assert store.get(failed.id).updated_at == ended_at
+    assert read_committed(storage, store.get(committed.id)) == manifest
     again = [store.next_turn("w2") for _ in range(3)]
     assert {job.id for job in again if job} == {waiting.id, running.id}
     assert store.get(running.id).attempt.number == 4  # behind the one that wrote, and one that may have begun

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from jobs import turns
-from jobs.record import JobRecord, advance, begin_attempt
+from jobs.record import JobRecord, advance, begin_attempt, commit
 from jobs.status import Status
 from jobs.writing import Writer
 
@@ -54,9 +54,12 @@ def finish_many(store, make_spec) -> None:
 
 
 def _ends(record: JobRecord):
-    for to in (Status.TRAINING, Status.UPLOADING, Status.SUCCEEDED):
+    for to in (Status.TRAINING, Status.UPLOADING):
         record = advance(record, to)
         yield record
+    record = commit(record, "0" * 64)
+    yield record
+    yield advance(record, Status.SUCCEEDED)
 
 
 @pytest.mark.parametrize("limit", [None, 3])

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import FailureReason, IllegalTransition
-from jobs.record import Failure, JobRecord, advance, begin_attempt
+from jobs.record import Failure, JobRecord, advance, begin_attempt, commit, give_back
+from jobs.retries import RetryPolicy
 from jobs.spec_text import read_spec
 from jobs.status import TRANSITIONS, Status, check_transition
 
@@ -49,7 +50,8 @@ def test_final_states_lead_nowhere():
 
 def test_an_attempt_carries_the_job_and_ends_with_it():
     claimed = begin_attempt(JobRecord.create("me", SPEC), "worker-1")
-    done = advance(advance(advance(claimed, Status.TRAINING), Status.UPLOADING), Status.SUCCEEDED)
+    uploading = advance(advance(claimed, Status.TRAINING), Status.UPLOADING)
+    done = advance(commit(uploading, "0" * 64), Status.SUCCEEDED)
 
     assert (claimed.status, claimed.attempt.number, claimed.attempt.ended_at) == (Status.PREPARING, 1, None)
     assert (done.attempt.outcome, done.failure) == ("succeeded", None)
@@ -76,3 +78,29 @@ def test_ids_sort_by_time_and_fit_rq():
 
     assert sorted(records, key=lambda r: r.id[:18]) == sorted(records, key=lambda r: r.created_at.isoformat()[:23])
     assert all(set(record.id) <= set("0123456789abcdef-") for record in records)
+
+
+def test_a_job_that_has_committed_its_output_can_but_succeed():
+    uploading = advance(advance(begin_attempt(JobRecord.create("me", SPEC), "w"), Status.TRAINING), Status.UPLOADING)
+    committed = commit(uploading, "0" * 64)
+    cancelled = committed.model_copy(update={"cancel_requested_at": committed.updated_at})
+
+    assert commit(committed, "1" * 64) == committed
+    for failure in (None, FAILURE):
+        assert give_back(committed, failure, RetryPolicy()).status is Status.SUCCEEDED
+        assert give_back(cancelled, failure, RetryPolicy()).status is Status.SUCCEEDED
+    for to in (Status.QUEUED, Status.FAILED, Status.CANCELLED):
+        with pytest.raises(IllegalTransition, match="has committed its output"):
+            advance(committed, to)
+
+
+def test_nothing_succeeds_without_an_output_and_nothing_is_committed_early_or_after_a_cancel():
+    training = advance(begin_attempt(JobRecord.create("me", SPEC), "w"), Status.TRAINING)
+    uploading = advance(training, Status.UPLOADING)
+    cancelled = uploading.model_copy(update={"cancel_requested_at": uploading.updated_at})
+
+    with pytest.raises(IllegalTransition, match="has committed no output"):
+        advance(uploading, Status.SUCCEEDED)
+    with pytest.raises(IllegalTransition, match="only one that is uploading"):
+        commit(training, "0" * 64)
+    assert commit(cancelled, "0" * 64) == cancelled

@@ -10,7 +10,7 @@ from rq.serializers import JSONSerializer
 from jobs import events
 from jobs.errors import IdempotencyConflict, IllegalTransition, JobNotFound, StaleAttempt
 from jobs.queue import DeliveryJob, ForbiddenFunction
-from jobs.record import JobRecord, advance, now
+from jobs.record import Commit, JobRecord, advance, now
 from jobs.status import Status
 from jobs.store import Progress
 
@@ -78,6 +78,22 @@ def test_a_stale_attempt_writes_neither_status_nor_progress(store, make_spec):
         store.report(job.id, Progress(attempt=1, phase="training", at=now()))
     assert store.get(job.id).status is Status.PREPARING
     assert store.progress(job.id) is None
+
+
+def test_a_stale_attempt_commits_nothing_and_a_cancel_behind_a_commit_changes_nothing(store, make_spec):
+    job = store.submit(JobRecord.create("me", make_spec()))
+    for worker in ("worker-1", "worker-2"):
+        store.claim(job.id, worker)
+        store.move(job.id, store.get(job.id).attempt.number, Status.TRAINING)
+        store.move(job.id, store.get(job.id).attempt.number, Status.UPLOADING)
+        if worker == "worker-1":
+            store.give_back(job.id, 1, None)
+
+    with pytest.raises(StaleAttempt, match="attempt 2"):
+        store.commit(job.id, 1, "1" * 64)
+    committed = store.commit(job.id, 2, "2" * 64)
+    assert committed.commit == Commit(attempt=2, sha256="2" * 64)
+    assert store.request_cancel(job.id) == committed
 
 
 def test_a_job_that_goes_back_is_delivered_again(store, make_spec):

@@ -64,6 +64,18 @@ def test_old_entries_give_way_and_those_in_use_do_not(tmp_path, storage, put):
         assert in_use.exists()
 
 
+def test_an_entry_that_another_attempt_uses_is_used_at_once(tmp_path, storage, put):
+    objects = [put("e/one.txt", b"one")]
+    with Downloads(tmp_path, storage, 1 << 20) as busy:
+        entry = busy.fetch(objects, ROOT, ignore)
+
+        def waits(_bytes: int) -> None:
+            raise AssertionError("It waits for the other attempt to end.")
+
+        with Downloads(tmp_path, storage, 1 << 20) as second:
+            assert second.fetch(objects, ROOT, waits) == entry
+
+
 def test_an_archive_is_unpacked_once_and_one_that_is_none_is_not_kept(tmp_path, storage, put):
     made: list[str] = []
 
