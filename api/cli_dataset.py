@@ -28,6 +28,8 @@ def _counts(data: dict[str, JsonValue]) -> str:
     words = f"{data['pictures']} pictures"
     if (repeated := data.get("repeated", data["pictures"])) != data["pictures"]:
         words += f", {repeated} with repeats"
+    if masked := data.get("masked"):
+        words += f", {masked} with masks"
     if regularisation := data.get("regularisation_pictures"):
         words += f", {regularisation} regularisation pictures"
     sizes = data.get("sizes_px")

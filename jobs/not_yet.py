@@ -15,12 +15,6 @@ def not_yet(spec: JobSpec) -> Iterator[Problem]:
             yield Problem(field, "hf:// is not carried out yet: use `loraq submit --dataset DIR` or s3://.")
         if "{" in uri:
             yield Problem(field, "WebDataset shards are not carried out yet: unpack them into a folder that ends in /.")
-    if spec.dataset.captions.shuffle_tags:
-        yield Problem("dataset.captions.shuffle_tags", "is not carried out yet: leave it false.")
-    if spec.dataset.captions.keep_tokens != 1:
-        yield Problem(
-            "dataset.captions.keep_tokens", "belongs to shuffle_tags, which is not carried out yet: leave it out."
-        )
     if spec.lora.text_encoders:
         yield Problem("lora.text_encoders", "is not carried out yet: leave it out.")
     if spec.memory.budget_gib != "auto":

@@ -19,6 +19,10 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _default(section: Section, name: str) -> object:
+    return type(section).model_fields[name].default
+
+
 # Control characters would forge log lines, and no name needs them.
 Text = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
@@ -39,8 +43,29 @@ class CaptionSpec(Section):
         default="error", description="A picture without caption: an error, no caption, or its file name."
     )
     dropout: float = Field(default=0.0, ge=0, le=1, description="Share of pictures trained without caption in a step.")
-    shuffle_tags: bool = Field(default=False, description="Shuffle comma-separated tags behind the first keep_tokens.")
-    keep_tokens: int = Field(default=1, ge=0, le=75, description="Tags at the front that shuffle_tags leaves in place.")
+    shuffle_tags: bool = Field(
+        default=False,
+        description="Comma-separated tags in another order each time: one of shuffle_orders, drawn for each sample.",
+    )
+    keep_tokens: int = Field(
+        default=1, ge=0, le=75, description="Tags at the front that shuffle_tags leaves in place; the trigger's stay."
+    )
+    shuffle_orders: int = Field(
+        default=8, ge=2, le=64, description="Orders of each caption that are encoded, 0.3 MB of RAM each."
+    )
+    max_tokens: Literal[75, 150, 225] = Field(
+        default=75, description="Tokens of a caption that are encoded: in chunks of 75, as sd-scripts does."
+    )
+    too_long: Literal["error", "cut"] = Field(
+        default="error", description="A caption of more tokens: an error, or its end is cut off, with a warning."
+    )
+
+    @model_validator(mode="after")
+    def _tags_are_shuffled(self) -> Self:
+        given = [name for name in ("keep_tokens", "shuffle_orders") if getattr(self, name) != _default(self, name)]
+        if given and not self.shuffle_tags:
+            raise ValueError(f"{given[0]} belongs to shuffle_tags: set that to true, or leave {given[0]} out.")
+        return self
 
 
 Layout = Literal["plain", "kohya"]
@@ -53,6 +78,15 @@ class RegularisationSpec(Section):
     uri: SourceUri = Field(description="As dataset.uri; captions without trigger. Every other micro-step is theirs.")
     layout: Layout = Field(default="plain", description=_LAYOUT)
     weight: float = Field(default=1.0, gt=0, le=100, description="Of their loss.")
+
+
+class MasksSpec(Section):
+    """What of the pictures is learned: masked loss."""
+
+    source: Literal["alpha", "folder"] = Field(
+        description="alpha: the pictures' own channel; folder: pictures of the same name in masks/, white is learned."
+    )
+    background: float = Field(default=0.0, ge=0, le=1, description="Weight of what the mask leaves out.")
 
 
 class DatasetSpec(Section):
@@ -68,6 +102,15 @@ class DatasetSpec(Section):
     repeats: dict[Subfolder, Repeats] = Field(
         default={}, max_length=100, description="Subfolder to how often its pictures come up where others come up once."
     )
+    bucket_step_px: Literal[32, 64] | None = Field(
+        default=None,
+        description="Steps of the sides of bucket sizes; null: 64 from a resolution of 512 up, if it fits, else 32.",
+    )
+    flip: bool = Field(default=False, description="Train half of the samples mirrored.")
+    latents: Literal["mean", "drawn"] = Field(
+        default="mean", description="The middle of the VAE's posterior, or a new draw from it for each sample."
+    )
+    masks: MasksSpec | None = Field(default=None, description="null: everything is learned.")
     regularisation: RegularisationSpec | None = Field(default=None, description="null: off.")
 
     @model_validator(mode="after")
@@ -345,6 +388,15 @@ class JobSpec(Section):
         pattern=r"^https?://",
         description="URL that is told of the end by a signed POST; docs/api.md.",
     )
+
+    @model_validator(mode="after")
+    def _buckets_fit(self) -> Self:
+        step, resolution = self.dataset.bucket_step_px, self.training.resolution
+        if step and resolution % step:
+            raise ValueError(
+                f"training.resolution is {resolution}, but dataset.bucket_step_px is {step}: use a multiple of it."
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.settings import Settings
-from jobs.spec import JobSpec, RegularisationSpec
-from worker.data.config import DatasetConfig, RegularisationConfig
+from jobs.spec import JobSpec, MasksSpec, RegularisationSpec
+from worker.data.config import DatasetConfig, MasksConfig, RegularisationConfig, ShuffleConfig
 from worker.loop.config import (
     CheckpointsConfig,
     LossConfig,
@@ -44,6 +44,13 @@ def trainer_config(spec: JobSpec, places: Places, settings: Settings) -> Trainer
             trigger=spec.dataset.trigger,
             missing_captions=captions.missing,
             caption_dropout=captions.dropout,
+            shuffle=ShuffleConfig(captions.keep_tokens, captions.shuffle_orders) if captions.shuffle_tags else None,
+            caption_tokens=captions.max_tokens,
+            long_captions=captions.too_long,
+            flip=spec.dataset.flip,
+            latents=spec.dataset.latents,
+            bucket_step_px=spec.dataset.bucket_step_px,
+            masks=_masks(spec.dataset.masks),
             layout=spec.dataset.layout,
             repeats=tuple(spec.dataset.repeats.items()),
             regularisation=_regularisation(spec.dataset.regularisation, places.regularisation),
@@ -87,6 +94,10 @@ def trainer_config(spec: JobSpec, places: Places, settings: Settings) -> Trainer
         samples=SamplesConfig(prompts=spec.samples.prompts, every_n_steps=spec.samples.every_n_steps),
         formats=spec.output.formats,
     )
+
+
+def _masks(spec: MasksSpec | None) -> MasksConfig | None:
+    return spec and MasksConfig(source=spec.source, background=spec.background)
 
 
 def _regularisation(spec: RegularisationSpec | None, folder: Path | None) -> RegularisationConfig | None:

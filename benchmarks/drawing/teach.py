@@ -23,7 +23,8 @@ from worker.data.buckets import bucket_sizes, cut_for
 from worker.data.cache import Cache
 from worker.data.config import DatasetConfig
 from worker.data.dataset import read_dataset
-from worker.data.encoding import encode_captions, encode_pictures
+from worker.data.encoding import Shot, encode_captions, encode_pictures
+from worker.data.examples import view_of
 from worker.loop.config import LossConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from worker.loop.train import train
 from worker.lora.config import LoRAConfig, Targets
@@ -93,13 +94,15 @@ def teach(
 
 def _batches(base_path: Path, folder: Path, lesson: Lesson, device: torch.device, dtype: torch.dtype) -> Batches:
     base, cache = open_base_model(base_path), Cache(folder / "cache")
-    pictures = read_dataset(DatasetConfig(str(folder))).pictures
+    options = DatasetConfig(str(folder))
+    pictures = read_dataset(options).pictures
     cuts = [cut_for(picture.size_px, bucket_sizes(RESOLUTION)) for picture in pictures]
-    latents = encode_pictures(zip(pictures, cuts, strict=True), cache, base, device, dtype)
+    shots = [Shot(picture, cut) for picture, cut in zip(pictures, cuts, strict=True)]
+    latents = encode_pictures(shots, cache, base, device, dtype)
+    views = [view_of(shot, each, options) for shot, each in zip(shots, latents, strict=True)]
     texts = ["", *(picture.caption for picture in pictures)]
     empty, *captions = encode_captions(texts, cache, base, device, dtype)
-    size_ids = [cut.time_ids() for cut in cuts]
-    examples = [Example(*parts) for parts in zip(latents, captions, size_ids, strict=True)]
+    examples = [Example(view, (caption,)) for view, caption in zip(views, captions, strict=True)]
     return Batches(examples, empty, lesson.batch_size, lesson.seed, lesson.dropout)
 
 

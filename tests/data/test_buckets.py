@@ -31,6 +31,15 @@ def test_sizes_at_1024_hold_those_that_sdxl_is_used_at() -> None:
     assert known <= set(bucket_sizes(1024))
 
 
+def test_steps_may_be_chosen() -> None:
+    assert all(side % 64 == 0 for size in bucket_sizes(256, 64) for side in size)
+    assert any(side % 64 for size in bucket_sizes(1024, 32) for side in size)
+    assert set(bucket_sizes(1024, 64)) == set(bucket_sizes(1024))
+    assert len(bucket_sizes(1024, 32)) > len(bucket_sizes(1024, 64))
+    with pytest.raises(ValueError, match="resolution is 96, but must be a multiple of 64: use 64"):
+        bucket_sizes(96, 64)
+
+
 @pytest.mark.parametrize("resolution", [0, 16, 100, -32])
 def test_a_resolution_off_the_steps_is_refused(resolution: int) -> None:
     with pytest.raises(ValueError, match=rf"resolution is {resolution}, but must be a multiple of 32: use \d+"):

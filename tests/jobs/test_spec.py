@@ -110,8 +110,6 @@ def test_every_fault_of_an_adapter_is_named_at_once():
         ("dataset", {"uri": "hf://me/cats"}, "dataset.uri"),
         ("dataset", {"uri": "s3://datasets/cats-{000..003}.tar"}, "dataset.uri"),
         ("dataset", {"uri": "s3://datasets/cats-{00..07}.tar"}, "dataset.uri"),
-        ("dataset", {"uri": "s3://d1/c/", "captions": {"shuffle_tags": True}}, "dataset.captions.shuffle_tags"),
-        ("dataset", {"uri": "s3://d1/c/", "captions": {"keep_tokens": 3}}, "dataset.captions.keep_tokens"),
         ("lora", {"text_encoders": {}}, "lora.text_encoders"),
         ("memory", {"budget_gib": 4}, "memory.budget_gib"),
         ("memory", {"base_dtype": "int8"}, "memory.base_dtype"),
@@ -120,6 +118,28 @@ def test_every_fault_of_an_adapter_is_named_at_once():
 )
 def test_what_is_not_carried_out_yet_is_refused_and_never_ignored(section, value, field):
     assert set(faults(minimal(**{section: value}))) == {field}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "field", "says"),
+    [
+        ({"captions": {"keep_tokens": 3}}, "dataset.captions", "keep_tokens belongs to shuffle_tags"),
+        ({"captions": {"shuffle_orders": 3}}, "dataset.captions", "shuffle_orders belongs to shuffle_tags"),
+        ({"layout": "kohya", "repeats": {"a": 2}}, "dataset", "repeats belongs to the plain layout"),
+        ({"repeats": {"/a": 2}}, "dataset.repeats./a.[key]", "pattern"),
+        ({"repeats": {"a": 0}}, "dataset.repeats.a", "greater than or equal to 1"),
+        ({"masks": {"source": "red"}}, "dataset.masks.source", "'alpha' or 'folder'"),
+    ],
+)
+def test_what_makes_no_sense_of_a_dataset_is_refused(dataset, field, says):
+    told = faults(minimal(dataset={"uri": "s3://d1/c/"} | dataset))
+    assert set(told) == {field}
+    assert says in told[field]
+
+
+def test_steps_of_bucket_sizes_fit_the_resolution():
+    spec = minimal(dataset={"uri": "s3://d1/c/", "bucket_step_px": 64}, training={"resolution": 96})
+    assert "use a multiple of it" in faults(spec)[""]
 
 
 def test_a_preset_fills_what_is_open_and_overrides_nothing():
@@ -144,7 +164,7 @@ def test_every_field_is_described_and_every_number_and_text_is_bounded():
             for option in options:
                 if "$ref" in option:
                     yield from walk(definitions[option["$ref"].rpartition("/")[2]], f"{where}.")
-                elif option.get("type") in ("integer", "number") and "const" not in option:
+                elif option.get("type") in ("integer", "number") and not {"const", "enum"} & set(option):
                     yield where, {"maximum", "exclusiveMaximum"} & set(option), "has no upper bound"
                 elif option.get("type") == "string" and "enum" not in option and "const" not in option:
                     yield where, {"maxLength", "pattern"} & set(option), "is unbounded text"

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from worker.data.batches import Batches, Example
+from worker.data.batches import Batches, Example, View
 from worker.data.buckets import bucket_sizes, cut_for
 from worker.data.cache import Cache
 from worker.data.config import DatasetConfig
 from worker.data.dataset import read_dataset
-from worker.data.encoding import TextEmbedding, encode_captions, encode_pictures
+from worker.data.encoding import Shot, TextEmbedding, encode_captions, encode_pictures
 from worker.loop.config import OptimizerConfig, TrainConfig, TrainerConfig
 from worker.lora.config import LoRAConfig, Targets
 from worker.lora.inject import LoRA, inject
@@ -49,12 +49,12 @@ def encoded(photos: Path, tiny_base: Path, cache_folder: Path) -> tuple[list[Exa
     base, cache = open_base_model(tiny_base), Cache(cache_folder)
     pictures = read_dataset(DatasetConfig(str(photos))).pictures
     cuts = [cut_for(picture.size_px, bucket_sizes(64)) for picture in pictures]
-    pairs = list(zip(pictures, cuts, strict=True))
-    latents = list(encode_pictures(pairs, cache, base, CPU, torch.float32))
+    shots = [Shot(picture, cut) for picture, cut in zip(pictures, cuts, strict=True)]
+    latents = list(encode_pictures(shots, cache, base, CPU, torch.float32))
     texts = ["", *(picture.caption for picture in pictures)]
     empty, *captions = encode_captions(texts, cache, base, CPU, torch.float32)
-    size_ids = [cut.time_ids() for cut in cuts]
-    return [Example(*parts) for parts in zip(latents, captions, size_ids, strict=True)], empty
+    views = [View(each.mean, cut.time_ids()) for each, cut in zip(latents, cuts, strict=True)]
+    return [Example(view, (caption,)) for view, caption in zip(views, captions, strict=True)], empty
 
 
 @pytest.fixture

@@ -64,18 +64,20 @@ def test_a_sample_is_reproducible_and_heeds_prompt_and_guidance(
         assert (image.size, image.mode) == ((64, 64), "RGB")
         return image.tobytes()
 
-    cat = draw(examples[3].caption)
-    assert draw(examples[3].caption) == cat
-    assert draw(examples[3].caption, seed=1) != cat
-    assert draw(examples[3].caption, guidance=1.0) != cat
-    assert draw(examples[4].caption) != cat
-    assert draw(examples[3].caption, guidance=0.0) == draw(examples[4].caption, guidance=0.0)  # empty caption alone
+    cat = draw(examples[3].captions[0])
+    assert draw(examples[3].captions[0]) == cat
+    assert draw(examples[3].captions[0], seed=1) != cat
+    assert draw(examples[3].captions[0], guidance=1.0) != cat
+    assert draw(examples[4].captions[0]) != cat
+    assert draw(examples[3].captions[0], guidance=0.0) == draw(
+        examples[4].captions[0], guidance=0.0
+    )  # empty caption alone
 
 
 def test_guidance_is_the_formula(tiny_base: Path, encoded: tuple[list[Example], TextEmbedding]) -> None:
     """With a U-Net that predicts a constant per caption, the latents tell what was predicted."""
     examples, _ = encoded
-    width = examples[0].caption.pooled_text_embeds.shape
+    width = examples[0].captions[0].pooled_text_embeds.shape
     empty = TextEmbedding(torch.zeros(77, 4), torch.full(width, 1.0))
     prompt = TextEmbedding(torch.zeros(77, 4), torch.full(width, 3.0))
     seen: list[Tensor] = []

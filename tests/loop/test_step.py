@@ -12,7 +12,7 @@ from diffusers.training_utils import compute_snr
 
 from worker.loop.config import LossConfig
 from worker.loop.loss import elementwise_loss, noise_schedule
-from worker.loop.step import diffusion_loss, draw_noise
+from worker.loop.step import diffusion_loss, draw_noise, masked_means
 
 CPU = torch.device("cpu")
 SHAPE = torch.Size((3, 4, 8, 8))
@@ -128,3 +128,36 @@ def test_debiased_estimation_weighs_by_the_root_of_the_snr() -> None:
     torch.testing.assert_close(ours.debiased_weights(timesteps), 1 / snr.sqrt())
     v = noise_schedule(LossConfig(prediction="v_prediction"), CPU)
     torch.testing.assert_close(v.debiased_weights(timesteps), 1 / (snr + 1))
+
+
+def test_a_masked_loss_is_the_mean_over_what_the_mask_shows(make_setup: Callable) -> None:
+    unet, _, batches = make_setup(batch_size=2)
+    batch, config = batches.at(0), LossConfig()
+    schedule = noise_schedule(config, CPU)
+    noise, timesteps = draw_noise(batch.latents.shape, config, 0, 1, 0, CPU)
+    b, _, h, w = batch.latents.shape
+    masks = torch.zeros(b, 1, h, w)
+    masks[0, :, :2, :3] = 1
+    masks[1] = torch.rand(1, h, w, generator=torch.Generator().manual_seed(0))
+    ours = diffusion_loss(unet, schedule, replace(batch, masks=masks), noise, timesteps, config)
+
+    noisy_latents = schedule.add_noise(batch.latents, noise, timesteps)
+    prediction = unet(noisy_latents, timesteps, batch.text_embeds, batch.pooled_text_embeds, batch.time_ids)
+    errors = (prediction - noise) ** 2
+    first = errors[0, :, :2, :3].mean()
+    second = (errors[1] * masks[1]).sum() / (4 * masks[1].sum())
+    torch.testing.assert_close(ours, (first + second) / 2)  # float32 rounding
+
+    plain = diffusion_loss(unet, schedule, batch, noise, timesteps, config)
+    ones = diffusion_loss(unet, schedule, replace(batch, masks=torch.ones(b, 1, h, w)), noise, timesteps, config)
+    torch.testing.assert_close(ones, plain)
+
+
+def test_what_a_mask_hides_has_no_gradient() -> None:
+    errors = torch.rand(1, 4, 6, 6, requires_grad=True)
+    masks = torch.zeros(1, 1, 6, 6)
+    masks[..., :2, :] = 1
+    masked_means(errors, masks).sum().backward()
+    assert errors.grad is not None
+    assert errors.grad[..., 2:, :].count_nonzero() == 0
+    assert (errors.grad[..., :2, :] == 1 / (4 * 12)).all()

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from worker.data.config import DatasetConfig, RegularisationConfig
+from worker.data.config import DatasetConfig, MasksConfig, RegularisationConfig, ShuffleConfig
 from worker.errors import BaseModelInvalid, LoRAInvalid, TrainerError
 from worker.loop.config import CheckpointsConfig, SamplesConfig, TrainerConfig
 from worker.loop.training import Stopped, Training
@@ -143,8 +143,41 @@ def test_regularisation_pictures_change_the_training_and_resume_is_exact_with_th
     assert losses[0] == without[0], "the first step is the pictures'"
     assert losses[1] != without[1]
     lighter = dataclasses.replace(dataset, regularisation=RegularisationConfig(str(photos), weight=0.25))
-    with pytest.raises(TrainerError, match=r"regularisation_weight was 0\.5 and is 0\.25"):
+    with pytest.raises(TrainerError, match=r"dataset\.regularisation was .*0\.5.* and is .*0\.25"):
         run(dataclasses.replace(going_on, dataset=lighter))
+
+
+def test_resume_is_exact_with_all_that_is_drawn_for_a_sample(
+    make_config: Callable[..., TrainerConfig], photos: Path, tmp_path: Path
+) -> None:
+    dataset = DatasetConfig(
+        str(photos),
+        caption_dropout=0.2,
+        shuffle=ShuffleConfig(keep_tokens=1, orders=3),
+        caption_tokens=150,
+        flip=True,
+        latents="drawn",
+        masks=MasksConfig("alpha", background=0.5),
+        regularisation=RegularisationConfig(str(photos)),
+    )
+    whole = make_config(6, dataset=dataset, batch_size=3, output=str(tmp_path / "whole"))
+    run(whole)
+    stopped = dataclasses.replace(whole, output=str(tmp_path / "stopped"))
+    run(stopped, stop_after=1)
+    again = dataclasses.replace(
+        whole, output=str(tmp_path / "again"), resume_from=str(tmp_path / "stopped/checkpoints/step-000001")
+    )
+    run(again, stop_after=2)  # killed twice in a row
+    going_on = dataclasses.replace(
+        whole, output=str(tmp_path / "last"), resume_from=str(tmp_path / "again/checkpoints/step-000003")
+    )
+    run(going_on)
+    theirs = weights(whole)
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in weights(going_on).items())
+    for change in ({"flip": False}, {"latents": "mean"}, {"shuffle": ShuffleConfig(2, 3)}, {"masks": None}):
+        other = dataclasses.replace(going_on, dataset=dataclasses.replace(dataset, **change))
+        with pytest.raises(TrainerError, match=f"another training: .*dataset.{next(iter(change))} was"):
+            run(other)
 
 
 def test_more_steps_may_be_asked_for_on_resume_but_nothing_else(
@@ -180,17 +213,26 @@ def test_mistakes_are_told_before_anything_expensive(
         assert facts == [{"fact": "phase", "name": "reading"}]
 
 
-def test_captions_beyond_77_tokens_are_warned_of(
+def test_captions_beyond_77_tokens_are_refused_cut_or_encoded_in_chunks(
     make_config: Callable[..., TrainerConfig], photos: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "cat.jpg").write_bytes((photos / "chelsea.jpg").read_bytes())
     (folder / "cat.txt").write_text("a very long caption " * 20)
-    facts = run(make_config(1, dataset=DatasetConfig(str(folder))))
+    with pytest.raises(TrainerError, match=r"1 captions have more than 75 tokens: cat\.jpg \(80\)\. Shorten them, or"):
+        run(make_config(1, dataset=DatasetConfig(str(folder))))
+    facts = run(make_config(1, dataset=DatasetConfig(str(folder), long_captions="cut")))
     assert [fact["message"] for fact in of_kind(facts, "warning")] == [
-        "1 captions are longer than 77 tokens and were cut: cat.jpg."
+        "1 captions have more than 75 tokens and were cut: cat.jpg (80)."
     ]
+    cut = of_kind(facts, "step")[0]["loss"]
+    samples = SamplesConfig(("a cat " * 90,), sampler_steps=1)
+    facts = run(make_config(1, dataset=DatasetConfig(str(folder), caption_tokens=150), samples=samples))
+    (warning,) = [fact["message"] for fact in of_kind(facts, "warning")]
+    assert warning.endswith("has 180 tokens, more than 150, and was cut.")
+    assert of_kind(facts, "step")[0]["loss"] != cut, "the end of the caption is seen"
+    assert len(of_kind(facts, "sample")) == 1
 
 
 @pytest.mark.gpu

@@ -23,6 +23,16 @@ TOLD = {
     "dataset.trigger": "ohwx",
     "dataset.captions.missing": "empty",
     "dataset.captions.dropout": 0.5,
+    "dataset.captions.shuffle_tags": True,
+    "dataset.captions.keep_tokens": 3,
+    "dataset.captions.shuffle_orders": 3,
+    "dataset.captions.max_tokens": 150,
+    "dataset.captions.too_long": "cut",
+    "dataset.flip": True,
+    "dataset.latents": "drawn",
+    "dataset.bucket_step_px": 32,
+    "dataset.masks.source": "alpha",
+    "dataset.masks.background": 0.5,
     "dataset.repeats": {"portraits": 3},
     "dataset.regularisation.layout": "kohya",
     "dataset.regularisation.weight": 0.5,
@@ -66,7 +76,14 @@ TOLD = {
 }
 
 # Of sections that are off when they are left out.
-DEFAULTS = {"dataset.regularisation.layout": "plain", "dataset.regularisation.weight": 1.0}
+DEFAULTS = {
+    "dataset.regularisation.layout": "plain",
+    "dataset.regularisation.weight": 1.0,
+    "dataset.masks.source": "folder",
+    "dataset.masks.background": 0.0,
+    "dataset.captions.keep_tokens": 1,
+    "dataset.captions.shuffle_orders": 8,
+}
 
 READ_ELSEWHERE = {
     "lora.text_encoders.targets": "jobs/not_yet.py",
@@ -84,13 +101,17 @@ READ_ELSEWHERE = {
     "memory.streamed_blocks": "jobs/not_yet.py",
     "checkpoints.every_n_steps": "jobs/not_yet.py",
     "checkpoints.keep": "jobs/not_yet.py",
-    "dataset.captions.shuffle_tags": "jobs/not_yet.py",
-    "dataset.captions.keep_tokens": "jobs/not_yet.py",
     "webhook": "jobs/not_yet.py",
 }
 
 
-REQUIRED_WITH = {"dataset.regularisation.": ("dataset", "regularisation", {"uri": "s3://datasets/b/"})}
+# What must be said besides, as such a field says nothing without it.
+REQUIRED_WITH = {
+    "dataset.regularisation.": ("regularisation", {"uri": "s3://datasets/b/"}),
+    "dataset.masks.": ("masks", {"source": "folder"}),
+    "dataset.captions.keep_tokens": ("captions", {"shuffle_tags": True}),
+    "dataset.captions.shuffle_orders": ("captions", {"shuffle_tags": True}),
+}
 
 
 def spec_with(field: str | None = None, value: object = None) -> JobSpec:
@@ -101,9 +122,9 @@ def spec_with(field: str | None = None, value: object = None) -> JobSpec:
         "dataset": {"uri": "s3://datasets/a/"},
         "output": {"uri": "s3://outputs/a/"},
     }
-    for start, (section, name, given) in REQUIRED_WITH.items():
+    for start, (name, given) in REQUIRED_WITH.items():
         if field is not None and field.startswith(start):
-            data[section][name] = dict(given)
+            data["dataset"][name] = dict(given)
     if field is not None:
         section = data
         *path, last = field.split(".")

@@ -15,13 +15,23 @@ from worker.seeds import generator
 
 
 @dataclass(frozen=True)
+class View:
+    """A picture as the U-Net sees it."""
+
+    latents: Tensor  # [4, h, w]
+    time_ids: Tensor  # [6], float32
+    spread: Tensor | None = None  # [4, h, w]: each sample is drawn anew, with this standard deviation about `latents`
+    mask: Tensor | None = None  # [1, h, w], float32, the weight of each latent's loss; None: all are 1
+
+
+@dataclass(frozen=True)
 class Example:
     """One picture, encoded."""
 
-    latents: Tensor  # [4, h, w]
-    caption: TextEmbedding
-    time_ids: Tensor  # [6], float32
+    view: View
+    captions: tuple[TextEmbedding, ...]  # the same with tags in other orders: one of them is drawn
     repeats: int = 1  # how often it comes up where others come up once
+    mirrored: View | None = None  # drawn as often as the other; None means never
 
 
 @dataclass(frozen=True)
@@ -39,10 +49,11 @@ class Regularisation:
 @dataclass(frozen=True)
 class Batch:
     latents: Tensor  # [b, 4, h, w]
-    text_embeds: Tensor  # [b, 77, t]
+    text_embeds: Tensor  # [b, 75 n + 2, t], n chunks
     pooled_text_embeds: Tensor  # [b, p]
     time_ids: Tensor  # [b, 6]
     weights: Tensor | None = None  # [b], float32, of each picture's loss; None: all are 1
+    masks: Tensor | None = None  # [b, 1, h, w], float32, of each latent's loss; None: all are 1
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device; to a GPU from pinned memory, so that the host does not wait."""
@@ -60,13 +71,14 @@ class Batches:
     """Batches without end, in the order of worker.data.order.
 
     With regularisation pictures, batches alternate: one of pictures at even positions, one of regularisation pictures
-    at odd ones, however many there are of each; both go through all of theirs equally often.
+    at odd ones, however many there are of each; both go through all of theirs equally often. If any picture has a
+    mask, every batch has masks, so that all have the same shape.
 
     Args:
         examples: every picture once.
         empty: the embedding of the empty caption, for caption dropout.
         batch_size: b.
-        seed: of the order and of the dropout.
+        seed: of the order and of all that is drawn for a sample.
         caption_dropout: chance, 0..1, of the empty caption, drawn for each picture in each batch.
         regularisation: trained in turn with the pictures; None means off.
 
@@ -91,6 +103,7 @@ class Batches:
         self.seed = seed
         self.caption_dropout = caption_dropout
         self._pictures = len(examples)
+        self._masked = any(example.view.mask is not None for example in self.examples)
         self._order = _order(examples, batch_size, seed, "")
         self._regularisation = regularisation
         if regularisation:
@@ -111,20 +124,38 @@ class Batches:
     def at(self, position: int) -> Batch:
         """The batch of micro-step number `position`, counted from 0 over the whole training."""
         indices = self.indices(position)
-        chosen = [self.examples[i] for i in indices]
-        captions = [self._caption(e, position * self.batch_size + n) for n, e in enumerate(chosen)]
+        samples = [self._sample(self.examples[i], position * self.batch_size + n) for n, i in enumerate(indices)]
+        views, captions = zip(*samples, strict=True)
         return Batch(
-            torch.stack([example.latents for example in chosen]),
+            torch.stack([view.latents for view in views]),
             torch.stack([caption.text_embeds for caption in captions]),
             torch.stack([caption.pooled_text_embeds for caption in captions]),
-            torch.stack([example.time_ids for example in chosen]),
+            torch.stack([view.time_ids for view in views]),
             self._weights(indices),
+            torch.stack([_mask(view) for view in views]) if self._masked else None,
         )
 
-    def _caption(self, example: Example, sample: int) -> TextEmbedding:
-        """The caption of sample number `sample`, counted from 0 over the whole training."""
-        u = torch.rand((), generator=generator("caption dropout", self.seed, sample)).item()
-        return self.empty if u < self.caption_dropout else example.caption
+    def _sample(self, example: Example, sample: int) -> tuple[View, TextEmbedding]:
+        """What is drawn for sample number `sample`, counted from 0 over the whole training.
+
+        Each choice has a stream of its own, so that to switch one on does not change the others.
+        """
+
+        def source(stream: str) -> torch.Generator:
+            return generator(stream, self.seed, sample)
+
+        view, caption = example.view, example.captions[0]
+        if example.mirrored and torch.rand((), generator=source("flip")).item() < 0.5:
+            view = example.mirrored
+        if view.spread is not None:
+            noise = torch.randn(view.latents.shape, generator=source("posterior"))  # [4, h, w]
+            drawn = view.latents.float() + view.spread.float() * noise  # in float32: the border of the draw
+            view = replace(view, latents=drawn.to(view.latents.dtype))
+        if len(example.captions) > 1:
+            caption = example.captions[int(torch.randint(len(example.captions), (), generator=source("tags")))]
+        if torch.rand((), generator=source("caption dropout")).item() < self.caption_dropout:
+            caption = self.empty
+        return view, caption
 
     def _weights(self, indices: list[int]) -> Tensor | None:
         if not self._regularisation:
@@ -133,5 +164,9 @@ class Batches:
 
 
 def _order(examples: Sequence[Example], batch_size: int, seed: int, stream: str) -> Order:
-    sizes = [tuple(example.latents.shape) for example in examples]
+    sizes = [tuple(example.view.latents.shape) for example in examples]
     return Order(sizes, [example.repeats for example in examples], batch_size, seed, stream)
+
+
+def _mask(view: View) -> Tensor:
+    return torch.ones(1, *view.latents.shape[1:]) if view.mask is None else view.mask  # [1, h, w]

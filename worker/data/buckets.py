@@ -7,7 +7,7 @@ appendix I (about the same area at every aspect ratio, sides in steps of 64 from
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,22 +34,33 @@ class Cut:
         """The picture is smaller than what it is trained at, so that it is trained blurred."""
         return self.resized_px[0] > self.original_px[0]
 
+    def mirrored(self) -> "Cut":
+        """The same part of the mirrored picture."""
+        return replace(self, left_px=self.resized_px[0] - self.bucket_px[0] - self.left_px)
+
     def time_ids(self) -> Tensor:
         """What the U-Net is told of it: [6], float32."""
         (width, height), (bucket_width, bucket_height) = self.original_px, self.bucket_px
         return time_ids((height, width), (self.top_px, self.left_px), (bucket_height, bucket_width))
 
 
-def bucket_sizes(resolution: int) -> list[Size]:
-    """All bucket sizes for a resolution: steps of 64 px from 512 up, else of 32, and no more area than its square.
+def bucket_sizes(resolution: int, step_px: int | None = None) -> list[Size]:
+    """All bucket sizes for a resolution, in steps of 64 or 32 px, and no more area than its square.
 
-    Sides lie between half and twice the resolution. Raises ValueError unless the resolution is a multiple of 32.
+    Sides lie between half and twice the resolution.
+
+    Args:
+        resolution: side of the square in px.
+        step_px: 64 or 32; None takes 64 from 512 px up, if the resolution is a multiple of it, and else 32.
+
+    Raises:
+        ValueError: the resolution is no multiple of the step.
     """
-    if resolution < 32 or resolution % 32:
+    step = step_px or (64 if resolution >= 512 and resolution % 64 == 0 else 32)
+    if resolution < step or resolution % step:
         raise ValueError(
-            f"resolution is {resolution}, but must be a multiple of 32: use {max(32, resolution // 32 * 32)}."
+            f"resolution is {resolution}, but must be a multiple of {step}: use {max(step, resolution // step * step)}."
         )
-    step = 64 if resolution >= 512 and resolution % 64 == 0 else 32
     shortest = math.ceil(resolution / 2 / step) * step
     sizes: set[Size] = set()
     for side in range(shortest, resolution + 1, step):
@@ -72,7 +83,13 @@ def cut_for(picture_px: Size, sizes: list[Size]) -> Cut:
 
 
 def pixel_values(image: Image.Image, cut: Cut) -> Tensor:
-    """Resize and cut an RGB picture: [3, h, w], float32, -1..1.
+    """Resize and cut an RGB picture: [3, h, w], float32, -1..1."""
+    values = np.asarray(cut_out(image, cut, Image.Resampling.LANCZOS), dtype=np.float32)  # [h, w, 3]
+    return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+def cut_out(image: Image.Image, cut: Cut, resample: Image.Resampling) -> Image.Image:
+    """Resize and cut a picture of the cut's original size.
 
     Only what stays is resized: a strip of 20 x 20,000 px would not fit in memory at the size that covers its bucket.
     """
@@ -81,5 +98,4 @@ def pixel_values(image: Image.Image, cut: Cut) -> Tensor:
     right = min((left + width) * scale_x, cut.original_px[0])  # which rounding may exceed
     bottom = min((top + height) * scale_y, cut.original_px[1])
     box = (left * scale_x, top * scale_y, right, bottom)  # in original px
-    values = np.asarray(image.resize(cut.bucket_px, Image.Resampling.LANCZOS, box=box), dtype=np.float32)  # [h, w, 3]
-    return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
+    return image.resize(cut.bucket_px, resample, box=box)

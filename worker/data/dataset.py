@@ -10,7 +10,8 @@ from pathlib import Path
 from worker.data.captions import Captions
 from worker.data.config import DatasetConfig, regularisation_dataset
 from worker.data.layout import NotRead, place_of
-from worker.data.pictures import PICTURE_ENDINGS, UNREAD_ENDINGS, open_picture
+from worker.data.masks import MASKS_FOLDER, Mask
+from worker.data.pictures import PICTURE_ENDINGS, UNREAD_ENDINGS, OpenedPicture, open_picture
 from worker.errors import DatasetInvalid
 
 REGULARISATION = "regularisation/"  # stands before the names of those pictures
@@ -33,6 +34,7 @@ class Picture:
     caption_source: str = ".txt"  # see worker.data.captions.Caption
     repeats: int = 1
     regularisation: bool = False
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,13 @@ class _Folder:
 
     def _read(self, files: Mapping[str, Path]) -> None:
         captions = Captions(files, _is_picture, self._config.missing_captions)
+        self._masks = {posixpath.splitext(name)[0]: name for name in files if self._is_mask(name)}
+        self._masks_used: set[str] = set()
         not_read: dict[str, str] = {}
         notes: defaultdict[str, list[str]] = defaultdict(list)  # what was changed, and in which pictures
         for name, path in files.items():
             ending = _ending(name)
-            if ending not in PICTURE_ENDINGS and ending not in UNREAD_ENDINGS:
+            if (ending not in PICTURE_ENDINGS and ending not in UNREAD_ENDINGS) or self._is_mask(name):
                 continue
             try:
                 place = place_of(name, self._config)
@@ -113,16 +117,20 @@ class _Folder:
                 continue
             for note in opened.notes:
                 notes[note].append(name)
+            digest = _sha256(path)
+            if (mask := self._mask(name, path, digest, opened, files)) is None and self._config.masks:
+                notes["without mask are learned whole"].append(name)
             self.pictures.append(
                 Picture(
                     path,
                     self._prefix + name,
-                    hashlib.sha256(path.read_bytes()).hexdigest(),
+                    digest,
                     opened.image.size,
                     ", ".join(part for part in (self._config.trigger, caption.text) if part),
                     caption.source,
                     place.repeats,
                     bool(self._prefix),
+                    mask,
                 )
             )
         self.faults += [f"{self._prefix}{fault}" for fault in captions.faults]  # of metadata, without any picture
@@ -133,10 +141,42 @@ class _Folder:
         """Every file that is neither a picture nor the caption of one, and why."""
         pictures = {name for name in files if _is_picture(name) and name not in not_read}
         for name in files:
+            if self._is_mask(name):
+                if name not in self._masks_used:
+                    yield f"{self._prefix}{name} is a mask without picture, or there is another for it."
+                continue
             if name in pictures or name in captions.used:
                 continue
             why = not_read.get(name) or captions.why_unused(name) or "is neither a picture nor a caption"
             yield f"{self._prefix}{name} {why}."
+
+    def _is_mask(self, name: str) -> bool:
+        masks = self._config.masks
+        return bool(masks and masks.source == "folder" and name.startswith(MASKS_FOLDER) and _is_picture(name))
+
+    def _mask(
+        self, name: str, path: Path, digest: str, opened: OpenedPicture, files: Mapping[str, Path]
+    ) -> Mask | None:
+        """The mask of a picture, if it has one. What is wrong with it goes to the faults."""
+        options = self._config.masks
+        if options is None:
+            return None
+        if options.source == "alpha":
+            return None if opened.alpha is None else Mask(path, digest, alpha=True)
+        mask_name = self._masks.get(MASKS_FOLDER + posixpath.splitext(name)[0])
+        if mask_name is None:
+            return None
+        self._masks_used.add(mask_name)
+        mask = Mask(files[mask_name], _sha256(files[mask_name]), alpha=False)
+        try:
+            size = mask.open().size
+        except DatasetInvalid as error:
+            self.faults.append(f"{mask_name} {error}.")
+            return None
+        if size != opened.image.size:
+            sizes = [f"{width}x{height}" for width, height in (size, opened.image.size)]
+            self.faults.append(f"{mask_name} has {sizes[0]} px, but {name} has {sizes[1]}: make them equal.")
+        return mask
 
     def _check_repeats(self, files: Mapping[str, Path]) -> None:
         total = sum(picture.repeats for picture in self.pictures)
@@ -154,6 +194,10 @@ class _Folder:
 def caption_sources(pictures: Iterable[Picture]) -> dict[str, int]:
     """How many captions came from where, the most first."""
     return dict(Counter(picture.caption_source for picture in pictures).most_common())
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _is_picture(name: str) -> bool:

@@ -32,6 +32,9 @@ class OpenedPicture:
     notes: tuple[str, ...]
     """What was changed besides, in words that go on after "3 pictures "."""
 
+    alpha: Image.Image | None = None
+    """8-bit grey, how opaque it is, if it is not so everywhere."""
+
 
 def open_picture(path: Path) -> OpenedPicture:
     """Decode a picture whole.
@@ -77,12 +80,11 @@ def _to_rgb(image: Image.Image) -> OpenedPicture:
         return OpenedPicture(Image.fromarray(grey).convert("RGB"), ("with 16 bit were reduced to 8",))
     if image.mode in _TRANSPARENT or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        if rgba.getchannel("A").getextrema() == (255, 255):
+        alpha = rgba.getchannel("A")
+        if alpha.getextrema() == (255, 255):
             return OpenedPicture(rgba.convert("RGB"), ())
-        white = Image.new("RGBA", rgba.size, "white")
-        return OpenedPicture(
-            Image.alpha_composite(white, rgba).convert("RGB"), ("with transparency were laid on white",)
-        )
+        on_white = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return OpenedPicture(on_white, ("with transparency were laid on white",), alpha)
     if image.mode not in _PLAIN:
         raise DatasetInvalid(f"has the colour mode {image.mode}: save it as 8-bit RGB")
     notes = ("in CMYK were converted without their colour profile",) if image.mode == "CMYK" else ()

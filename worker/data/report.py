@@ -20,6 +20,7 @@ class DatasetReport:
     pictures: int
     regularisation_pictures: int
     repeated: int  # pictures of a cycle, repeats counted, without regularisation
+    masked: int  # pictures that have a mask
     sizes_px: dict[str, str]  # smallest, median and largest by area, as "512x768"
     bucket_sizes: dict[str, int]  # "width x height" as "512x768", to number of pictures
     captions: tuple[str, ...]  # the first five, as trained
@@ -43,6 +44,7 @@ def dataset_report(dataset: Dataset, cuts: Sequence[Cut]) -> DatasetReport:
         pictures=len(pictures),
         regularisation_pictures=len(dataset.pictures) - len(pictures),
         repeated=sum(picture.repeats for picture in pictures),
+        masked=sum(picture.mask is not None for picture in pictures),
         sizes_px={name: f"{width}x{height}" for name, (width, height) in sizes.items()},
         bucket_sizes={f"{width}x{height}": n for (width, height), n in sorted(counts.items())},
         captions=tuple(picture.caption for picture in pictures[:_CAPTIONS_SHOWN]),

@@ -52,7 +52,16 @@ def diffusion_loss(
     noisy_latents = schedule.add_noise(latents, noise, timesteps)  # [b, 4, h, w]
     target = schedule.target(latents, noise, timesteps)  # [b, 4, h, w]
     prediction = unet(noisy_latents, timesteps, batch.text_embeds, batch.pooled_text_embeds, batch.time_ids)
-    errors = elementwise_loss(prediction.float(), target, config).mean(dim=(1, 2, 3))  # [b], float32
+    errors = elementwise_loss(prediction.float(), target, config)  # [b, 4, h, w], float32
+    errors = errors.mean(dim=(1, 2, 3)) if batch.masks is None else masked_means(errors, batch.masks)  # [b]
     for weights in (timestep_weights(schedule, timesteps, config), batch.weights):
         errors = errors if weights is None else errors * weights
     return errors.mean()
+
+
+def masked_means(errors: Tensor, masks: Tensor) -> Tensor:
+    """The mean error of each picture over what its mask shows: [b, c, h, w], [b, 1, h, w] -> [b].
+
+    sum(mask * error) / (c * sum(mask)), so that a small subject is learned as fast as one that fills its picture.
+    """
+    return (errors * masks).sum(dim=(1, 2, 3)) / (errors.shape[1] * masks.sum(dim=(1, 2, 3)))

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
-from worker.data.batches import Batches, Example, Regularisation
+from worker.data.batches import Batches, Example, Regularisation, View
 from worker.data.buckets import Cut, bucket_sizes, cut_for
 from worker.data.cache import Cache
+from worker.data.caption_length import check_lengths
 from worker.data.dataset import Dataset, read_dataset
 from worker.data.encoding import TextEmbedding, encode_captions, encode_pictures
+from worker.data.examples import caption_orders, make_examples, shots_of, view_of
 from worker.data.report import dataset_report, in_short, write_report
 from worker.loop.config import TrainerConfig
 from worker.loop.loss import as_the_base_says, noise_schedule
@@ -26,7 +28,6 @@ from worker.loop.state import load_state, prune, save_state
 from worker.loop.train import TrainState, train
 from worker.lora.inject import LoRA, inject
 from worker.memory.checkpoint import enable_checkpointing
-from worker.model.tokenizer import END, MAX_TOKENS, load_tokenizer
 from worker.model.unet import UNet
 from worker.model.vae import load_vae
 from worker.model.weights import BaseModel, load_unet, open_base_model
@@ -85,31 +86,33 @@ class Training:
             skeleton = UNet(base.unet_config).requires_grad_(False)
         inject(skeleton, self.config.lora, self.config.train.seed)
         dataset = read_dataset(self.config.dataset)
-        sizes = bucket_sizes(self.config.resolution)
+        too_long = check_lengths(dataset, self.config.samples.prompts, self.config.dataset)
+        sizes = bucket_sizes(self.config.resolution, self.config.dataset.bucket_step_px)
         cuts = [cut_for(picture.size_px, sizes) for picture in dataset.pictures]
         report = dataset_report(dataset, cuts)
         write_report(report, self.output / "dataset.json")
         self.emit("dataset", **in_short(report))
-        for message in (*report.warnings, *_cut_captions(dataset)):
+        for message in (*report.warnings, *too_long):
             self.emit("warning", message=message)
         return base, dataset, cuts
 
     def _encode(self, base: BaseModel, dataset: Dataset, cuts: Sequence[Cut]) -> tuple[Batches, Captions]:
         """Both encoders are gone from the device when this returns."""
-        cache = Cache(Path(self.config.cache))
-        texts = list(dict.fromkeys(["", *(p.caption for p in dataset.pictures), *self.config.samples.prompts]))
-        total = len(texts) + len(dataset.pictures)
+        cache, options = Cache(Path(self.config.cache)), self.config.dataset
+        orders = caption_orders(dataset, options)
+        texts = list(dict.fromkeys(["", *(text for each in orders for text in each), *self.config.samples.prompts]))
+        shots = shots_of(dataset, cuts, options.flip)
+        total = len(texts) + len(shots)
         captions: Captions = {}
-        for text, embedding in zip(texts, encode_captions(texts, cache, base, self.device, self.dtype), strict=True):
+        embeddings = encode_captions(texts, cache, base, self.device, self.dtype, options.caption_tokens)
+        for text, embedding in zip(texts, embeddings, strict=True):
             captions[text] = embedding
             self._encoded(len(captions), total)
-        examples: list[Example] = []
-        pictures = list(zip(dataset.pictures, cuts, strict=True))
-        for (picture, cut), latents in zip(
-            pictures, encode_pictures(pictures, cache, base, self.device, self.dtype), strict=True
-        ):
-            examples.append(Example(latents, captions[picture.caption], cut.time_ids(), picture.repeats))
-            self._encoded(len(texts) + len(examples), total)
+        views: list[View] = []
+        for shot, latents in zip(shots, encode_pictures(shots, cache, base, self.device, self.dtype), strict=True):
+            views.append(view_of(shot, latents, options))
+            self._encoded(len(texts) + len(views), total)
+        examples = make_examples(dataset, views, orders, captions)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what the encoders left, for the U-Net
         return self._batches(dataset, examples, captions[""]), captions
@@ -215,30 +218,24 @@ def _due(step: int, every_n_steps: int | None) -> bool:
     return every_n_steps is not None and step % every_n_steps == 0
 
 
-def _cut_captions(dataset: Dataset) -> list[str]:
-    """A warning if captions lose their ends, because the text encoders take 77 tokens with start and end."""
-    suspects = [p for p in dataset.pictures if len(p.caption.encode()) + 2 > MAX_TOKENS]  # a token has a byte at least
-    if not suspects:
-        return []
-    tokenizer = load_tokenizer(END)
-    long = [p.name for p in suspects if len(tokenizer.tokenize(p.caption)) + 2 > MAX_TOKENS]
-    shown = ", ".join(long[:10]) + (", …" if len(long) > 10 else "")
-    return [f"{len(long)} captions are longer than {MAX_TOKENS} tokens and were cut: {shown}."] if long else []
-
-
 def _identity(config: TrainerConfig, base: BaseModel, dataset: Dataset) -> dict[str, Any]:
     """What must not change between a checkpoint and the training that goes on from it. The number of steps may."""
-    content = json.dumps([(p.sha256, p.caption, p.repeats, p.regularisation) for p in dataset.pictures])
-    regularisation = config.dataset.regularisation
+    content = [(p.sha256, p.mask and p.mask.sha256, p.caption, p.repeats, p.regularisation) for p in dataset.pictures]
     told = asdict(config.train)
     del told["steps"]
-    return told | {
-        "lora": asdict(config.lora),
-        "batch_size": config.batch_size,
-        "resolution": config.resolution,
-        "dtype": config.dtype,
-        "caption_dropout": config.dataset.caption_dropout,
-        "regularisation_weight": regularisation and regularisation.weight,
-        "dataset": hashlib.sha256(content.encode()).hexdigest(),
-        "base_model": [base.vae_sha256, base.text_encoders_sha256],
-    }
+    options = asdict(config.dataset)
+    del options["folder"]  # where the pictures lie on this machine; what they are is in their digest
+    if config.dataset.regularisation:
+        del options["regularisation"]["folder"]
+    return (
+        {f"dataset.{name}": value for name, value in options.items()}
+        | told
+        | {
+            "lora": asdict(config.lora),
+            "batch_size": config.batch_size,
+            "resolution": config.resolution,
+            "dtype": config.dtype,
+            "dataset": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+            "base_model": [base.vae_sha256, base.text_encoders_sha256],
+        }
+    )

@@ -1,7 +1,7 @@
 """Both CLIP text encoders of SDXL: captions to text_embeds and pooled_text_embeds.
 
-They are transformers' own, frozen and peripheral. Shapes: b batch, 77 tokens, t both widths together (2048), p the
-second encoder's projection (1280).
+They are transformers' own, frozen and peripheral. Shapes: b batch, n chunks, 77 tokens, t both widths together (2048),
+p the second encoder's projection (1280).
 
 Source: Podell et al. 2023, "SDXL" (arXiv:2307.01952), section 2.1: the penultimate outputs of both, side by side.
 """
@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from worker.errors import BaseModelInvalid
 from worker.model.base_model import BaseModel
 from worker.model.single_file import Part
+from worker.model.token_chunks import CHUNK, chunks_of, joined
 from worker.model.tokenizer import END, MAX_TOKENS, load_tokenizer
 from worker.model.weights import load_part
 
@@ -31,15 +32,17 @@ class TextEncoders:
     tokenizer_2: CLIPTokenizer = field(default_factory=lambda: load_tokenizer("!"))
 
     @torch.no_grad()
-    def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Return (text_embeds [b, 77, t], pooled_text_embeds [b, p]) in the encoders' dtype.
+    def encode(self, captions: list[str], chunks: int = 1) -> tuple[Tensor, Tensor]:
+        """Return (text_embeds [b, 75 chunks + 2, t], pooled_text_embeds [b, p]) in the encoders' dtype.
 
-        What lies beyond 77 tokens is cut off: ask `truncated` which captions lose something.
+        What lies beyond 75 tokens a chunk is cut off: ask `truncated` which captions lose something. Chunks are
+        encoded apart, see worker.model.token_chunks; the pooled embedding is that of the first.
         """
-        output_1 = self.encoder_1(self._token_ids(self.tokenizer_1, captions), output_hidden_states=True)
-        output_2 = self.encoder_2(self._token_ids(self.tokenizer_2, captions), output_hidden_states=True)
-        hidden = [output.hidden_states[PENULTIMATE] for output in (output_1, output_2)]
-        return torch.cat(hidden, dim=-1), output_2.text_embeds  # [b, 77, t], [b, p]
+        output_1 = self.encoder_1(self._token_ids(self.tokenizer_1, captions, chunks), output_hidden_states=True)
+        output_2 = self.encoder_2(self._token_ids(self.tokenizer_2, captions, chunks), output_hidden_states=True)
+        hidden = [output.hidden_states[PENULTIMATE] for output in (output_1, output_2)]  # each [b n, 77, t]
+        text_embeds = torch.cat([joined(each, chunks) for each in hidden], dim=-1)  # [b, 75 n + 2, t]
+        return text_embeds, output_2.text_embeds[::chunks]  # [b, p]
 
     def truncated(self, captions: list[str]) -> dict[str, int]:
         """Return the captions that do not fit in 77 tokens, each with its number of tokens (start and end included)."""
@@ -47,9 +50,16 @@ class TextEncoders:
         lengths = {caption: len(self.tokenizer_1(caption, verbose=False)["input_ids"]) for caption in captions}
         return {caption: length for caption, length in lengths.items() if length > MAX_TOKENS}
 
-    def _token_ids(self, tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-        batch = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-        return batch["input_ids"].to(self.encoder_1.device)  # [b, 77]
+    def _token_ids(self, tokenizer: CLIPTokenizer, captions: list[str], chunks: int) -> Tensor:
+        length = MAX_TOKENS + (chunks - 1) * CHUNK
+        batch = tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        token_ids = batch["input_ids"].to(self.encoder_1.device)  # [b, 75 n + 2]
+        if chunks == 1:
+            return token_ids  # [b, 77]
+        pad_id, end_id = (tokenizer.convert_tokens_to_ids(str(token)) for token in (tokenizer.pad_token, END))
+        assert isinstance(pad_id, int)
+        assert isinstance(end_id, int)
+        return chunks_of(token_ids, pad_id, end_id)  # [b n, 77]
 
 
 def load_text_encoders(

@@ -7,6 +7,7 @@ Source: Podell et al. 2023, "SDXL" (arXiv:2307.01952), section 2.4.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,21 +48,33 @@ def load_vae(base: BaseModel, device: torch.device | str, dtype: torch.dtype) ->
     return vae
 
 
-@torch.no_grad()
-def encode(vae: AutoencoderKL, pixel_values: Tensor) -> Tensor:
-    """Return the latents of pictures: the middle of the posterior, scaled to a spread of about 1.
+@dataclass(frozen=True)
+class Posterior:
+    """What the VAE makes of pictures: a normal distribution of latents, scaled to a spread of about 1."""
 
-    Not drawn from the posterior, so that one picture always has the same latents and can be cached; its spread is tiny.
+    mean: Tensor  # [b, 4, h, w]
+    spread: Tensor  # [b, 4, h, w], its standard deviation
+
+
+@torch.no_grad()
+def posterior(vae: AutoencoderKL, pixel_values: Tensor) -> Posterior:
+    """Return what the VAE makes of pictures.
 
     Args:
         vae: from `load_vae`.
         pixel_values: [b, 3, H, W], -1..1; H and W divisible by 8.
 
     Returns:
-        [b, 4, h, w] in the VAE's dtype. It may hold values that are not finite: the caller knows the pictures' names.
+        In the VAE's dtype. It may hold values that are not finite: the caller knows the pictures' names.
     """
-    (posterior,) = vae.encode(pixel_values.to(vae.device, vae.dtype), return_dict=False)  # the VAE's border
-    return posterior.mode() * vae.config["scaling_factor"]  # [b, 4, h, w]
+    (encoded,) = vae.encode(pixel_values.to(vae.device, vae.dtype), return_dict=False)  # the VAE's border
+    scale = vae.config["scaling_factor"]
+    return Posterior(encoded.mode() * scale, encoded.std * scale)
+
+
+def encode(vae: AutoencoderKL, pixel_values: Tensor) -> Tensor:
+    """Return the latents of pictures, the middle of the posterior: [b, 3, H, W] -> [b, 4, h, w]; see `posterior`."""
+    return posterior(vae, pixel_values).mean
 
 
 @torch.no_grad()
