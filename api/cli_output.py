@@ -93,6 +93,9 @@ class Output:
             )
             if attempt.failure:
                 rows.add_row("", f"{attempt.failure.reason}: {printable(attempt.failure.message)}")
+        rows.add_row("needs", f"a GPU of class {job.needs}")
+        if job.waits_because:
+            rows.add_row("waits", printable(job.waits_because))
         if job.not_before:
             rows.add_row("next try", _local(job.not_before))
         rows.add_row("output", job.output_uri)

@@ -23,9 +23,19 @@ def workers(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, on
     if not found:
         output.say("There are no workers: jobs wait.")
         return
-    table = Table("worker", "GPU", "job", "attempt", "seen", box=None, padding=(0, 2, 0, 0))
+    table = Table("worker", "class", "GPU", "job", "attempt", "seen", box=None, padding=(0, 2, 0, 0))
     for worker in found:
         age_s = max(0, (datetime.now(UTC) - worker.seen_at).total_seconds())
         gpus = "; ".join(worker.gpus) or "none"
-        table.add_row(worker.name, gpus, worker.job_id or "idle", str(worker.attempt or ""), f"{age_s:.0f} s ago")
+        table.add_row(
+            worker.name,
+            worker.gpu_class,
+            gpus,
+            worker.job_id or "idle",
+            str(worker.attempt or ""),
+            f"{age_s:.0f} s ago",
+        )
     output.out.print(table)
+    for worker in found:
+        if worker.refuses:
+            output.say(f"{worker.name}: {worker.refuses}")

@@ -23,8 +23,10 @@ from api.logs import set_up_logging
 from api.public_address import Allowed
 from api.webhook_sender import WebhookSender
 from jobs import turns
+from jobs import workers as registry
 from jobs.alive import Pulse
 from jobs.errors import FailureReason, IllegalTransition, JobNotFound, StaleAttempt
+from jobs.gpu_class import GpuClass
 from jobs.mirror import Mirror
 from jobs.outage import Outage
 from jobs.record import Failure
@@ -60,7 +62,9 @@ class Reaper:
         )
         self._silent: dict[str, tuple[float, float]] = {}  # job id: its heartbeat, and seconds watched since it came
         self._ticked_s = time.monotonic()
-        self._short_of_tickets = False
+        self._missing: dict[GpuClass, int] = {}  # tickets, at the last look
+        self._unserved: set[GpuClass] = set()  # classes of idle workers that could have had a turn, at the last look
+        self._beyond_all: set[GpuClass] = set()  # what waiting jobs need and no worker has, at the last look
 
     def run(self, stop: threading.Event) -> None:
         """Look every `every_s` seconds until `stop` is set; a Redis that is gone is waited for."""
@@ -85,7 +89,9 @@ class Reaper:
         for job_id in turns.due(self._store.redis):
             self._store.wake(job_id)
         turns.forget_idle(self._store.redis)
-        self._add_missing_tickets()
+        self._put_tickets_right()
+        self._offer_turns_to_idle()
+        self._say_what_is_beyond_all()
 
     def _may_work(self) -> bool:
         try:
@@ -130,13 +136,40 @@ class Reaper:
         except (StaleAttempt, IllegalTransition) as error:
             log.info("Job %s moved meanwhile: %s", job_id, error)
 
-    def _add_missing_tickets(self) -> None:
-        """Tickets die with a worker that was killed between taking one and claiming. Twice short means lost."""
+    def _put_tickets_right(self) -> None:
+        """Tickets die with a worker that was killed between taking one and claiming, and the home of a job changes with
+        the workers that live. Only what is so twice is put right: a worker may just be about to claim.
+        """
         missing = self._store.missing_tickets()
-        if missing and self._short_of_tickets:
-            log.warning("The queue lacks %d tickets: adding them", missing)
-            self._store.add_tickets(missing)
-        self._short_of_tickets = bool(missing) and not self._short_of_tickets
+        for gpu_class, count in missing.items():
+            before = self._missing.get(gpu_class, 0)
+            change = min(count, before) if count > 0 else max(count, before)
+            if change * count > 0:
+                log.info("Putting %+d tickets into the queue of %s", change, gpu_class)
+                self._store.add_tickets(gpu_class, change)
+                missing[gpu_class] = 0
+        self._missing = missing
+
+    def _offer_turns_to_idle(self) -> None:
+        """Let workers that have nothing to do take what fits them and waits for others. Twice as well: the others' turn
+        comes first.
+        """
+        idle = {
+            GpuClass.parse(worker.gpu_class) for worker in registry.workers(self._store.redis) if worker.job_id is None
+        }
+        for gpu_class in idle & self._unserved:
+            if self._store.offer_turn(gpu_class):
+                idle.discard(gpu_class)
+        self._unserved = {each for each in idle if self._store.could_have_a_turn(each)}
+
+    def _say_what_is_beyond_all(self) -> None:
+        """Say it once when jobs wait for a class that no worker has, and once when that is over."""
+        beyond = set(self._store.beyond_all_workers())
+        for each in beyond - self._beyond_all:
+            log.warning("Jobs wait that need %s, and no worker that lives has it", each, extra={"needs": each.name})
+        for each in self._beyond_all - beyond:
+            log.info("No job waits in vain for %s any more", each, extra={"needs": each.name})
+        self._beyond_all = beyond
 
 
 def main() -> int:

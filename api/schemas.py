@@ -39,6 +39,10 @@ class Job(View):
     cancel_requested_at: datetime | None = None
     retry_of: tuple[str, ...] = Field(default=(), description="The jobs that this one tries again, newest first.")
     attempts: tuple[Attempt, ...] = ()
+    needs: str = Field(description="Class of GPUs that it needs: 24gb, or 24gb-x2 for two of them; docs/operations.md.")
+    waits_because: str | None = Field(
+        default=None, description="Why no worker that lives can take it; null while it can, or does not wait."
+    )
     progress: Progress | None = Field(default=None, description="Where the newest attempt stands; null before one.")
     failure: Failure | None = Field(default=None, description="Why the job failed; null unless it did.")
     webhook: Delivery | None = Field(
@@ -48,11 +52,19 @@ class Job(View):
     spec: JobSpec = Field(description="As submitted, with every default filled in.")
 
     @classmethod
-    def of(cls, record: JobRecord, progress: Progress | None, webhook: Delivery | None = None) -> Self:
+    def of(
+        cls,
+        record: JobRecord,
+        progress: Progress | None,
+        webhook: Delivery | None = None,
+        waits_because: str | None = None,
+    ) -> Self:
         """The job of a record. Progress that an earlier attempt reported is left out."""
         number = record.attempt.number if record.attempt else 0
+        beside = ("progress", "webhook", "waits_because")
         return cls(
-            **{name: getattr(record, name) for name in cls.model_fields if name not in ("progress", "webhook")},
+            **{name: getattr(record, name) for name in cls.model_fields if name not in beside},
+            waits_because=waits_because,
             progress=progress if progress and progress.attempt == number else None,
             webhook=webhook,
         )
@@ -95,7 +107,9 @@ class ValidSpec(View):
 
     valid: Literal[True] = True
     spec: JobSpec = Field(description="As it would be carried out: preset and defaults filled in.")
-    trainable_parameters: int = Field(description="Of the adapter, on a full-size SDXL U-Net.")
+    trainable_parameters: int = Field(
+        description="Of the adapter, on a full-size SDXL U-Net; with lora.patterns or lora.overrides, so many at most."
+    )
 
 
 class JobEvent(View):

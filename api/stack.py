@@ -13,12 +13,13 @@ object store keep their logs beside their data.
 # redis-py types its methods in part.
 
 import os
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Self, cast
+from typing import Self
 
 import httpx
 from redis import Redis
@@ -28,7 +29,9 @@ from api.client import Loraq
 from api.processes import Child
 from api.servers import RedisServer, S3Server, write_private
 from api.stack_state import CLIENT_FILE, ClientFile, FolderLock, StackState
+from jobs.gpus import look
 from jobs.settings import Settings
+from jobs.workers import workers
 
 OWNER = "local"
 API_START_S = 30.0
@@ -173,16 +176,19 @@ class Stack:
         child.wait_until(self._api_is_ready, API_START_S)
 
     def _start_worker(self, redis: "Redis") -> None:
-        child = self._python("worker", "worker")
-        self._add("Worker", f"queue {self.settings.queue}", child, child.log)
+        cpu = self.settings.device == "auto" and not look().gpus
+        # One person's machine: better slowly than not at all.
+        child = self._python("worker", "worker", env={"LORAQ_DEVICE": "cpu"} if cpu else {})
+        where = "no GPU: it trains on the CPU" if cpu else f"queue {self.settings.queue}"
+        self._add("Worker", where, child, child.log)
         child.wait_until(lambda: self._worker_is_ready(redis, child.pid), WORKER_START_S)
 
-    def _python(self, name: str, module: str, *arguments: str) -> Child:
+    def _python(self, name: str, module: str, *arguments: str, env: Mapping[str, str] | None = None) -> Child:
         """`python -m module`, with settings and secrets in its environment, where no process list shows them."""
         direct = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
-        env = os.environ | self.env | {"NO_PROXY": direct, "no_proxy": direct}
+        own = os.environ | self.env | {"NO_PROXY": direct, "no_proxy": direct} | dict(env or {})
         command = [sys.executable, "-m", module, *arguments]
-        return Child(f"The {name}", command, self.folder / "logs" / f"{name}.log", env, _PACKAGES)
+        return Child(f"The {name}", command, self.folder / "logs" / f"{name}.log", own, _PACKAGES)
 
     def _add(self, name: str, where: str, child: Child | None, log: Path) -> None:
         assert child is not None
@@ -196,6 +202,5 @@ class Stack:
             return False
 
     def _worker_is_ready(self, redis: "Redis", pid: int) -> bool:
-        """Whether RQ knows this very process; workers of earlier starts may still be listed."""
-        workers = cast(set[bytes], redis.smembers(f"rq:workers:{self.settings.queue}"))
-        return any(redis.hget(worker.decode(), "pid") == str(pid).encode() for worker in workers)
+        """Whether this very process has said that it lives; workers of earlier starts may still be listed."""
+        return any((worker.host, worker.pid) == (socket.gethostname(), pid) for worker in workers(redis))

@@ -26,7 +26,7 @@ from redis import Redis
 from api.auth import create_token
 from api.servers import RedisServer, free_port
 from jobs import events, turns
-from jobs.queue import open_queue
+from jobs.queue import Queues
 from jobs.record import JobRecord, advance, begin_attempt, commit, now
 from jobs.spec_text import read_spec
 from jobs.status import Status
@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, RedisServer(Path(folder) / "redis") as server:
         redis = Redis.from_url(server.url)
-        store = Store(redis, open_queue("loraq", redis))
+        store = Store(redis, Queues("loraq", redis))
         with api(server.url, Path(folder)) as port:
             say("load", **asyncio.run(load(port, tokens(redis), options.rate, options.seconds)), **acknowledged(store))
             for finished in (0, options.finished, 0):
@@ -125,7 +125,7 @@ def acknowledged(store: Store) -> dict[str, object]:
     """What Redis holds, to set against what was acknowledged."""
     owners = [f"owner-{number}" for number in range(OWNERS)]
     queued = sum(store.redis.zcard(turns.index_key(owner, Status.QUEUED)) for owner in owners)
-    return {"in_redis": queued, "tickets": store.queue.count}
+    return {"in_redis": queued, "tickets": len(store.queues.tickets())}
 
 
 class Connection:
@@ -167,7 +167,7 @@ class _Unticketed(Writer):
 def write_finished(redis: "Redis", count: int) -> int:
     """Jobs that have succeeded, with all that their changes write. Returns the size of a record, as JSON."""
     spec = read_spec(SPEC.read_bytes())
-    writer = _Unticketed(open_queue("loraq", redis), limited=False)
+    writer = _Unticketed(Queues("loraq", redis), limited=False)
     record = None
     for first in range(0, count, 100):
         with redis.pipeline(transaction=False) as pipeline:

@@ -27,6 +27,7 @@ class FailureReason(StrEnum):
     INVALID_SPEC = "invalid_spec"
     DATASET_INVALID = "dataset_invalid"
     BASE_MODEL_INVALID = "base_model_invalid"
+    GPU_MISSING = "gpu_missing"
     OUT_OF_MEMORY_GPU = "out_of_memory_gpu"
     OUT_OF_MEMORY_HOST = "out_of_memory_host"
     NAN_LOSS = "nan_loss"
@@ -48,6 +49,7 @@ class FailureReason(StrEnum):
 
 
 _RETRYABLE = {
+    FailureReason.GPU_MISSING,  # another worker may have one that works
     FailureReason.OUT_OF_MEMORY_HOST,  # the kernel may have chosen this job for what a neighbour took
     FailureReason.STORAGE_DENIED,  # credentials may be renewed
     FailureReason.STORAGE_UNAVAILABLE,

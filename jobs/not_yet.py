@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from jobs.errors import Problem
+from jobs.needs import estimate_gib, largest_gib
 from jobs.spec import JobSpec
 
 
@@ -17,9 +18,18 @@ def not_yet(spec: JobSpec) -> Iterator[Problem]:
             yield Problem(field, "WebDataset shards are not carried out yet: unpack them into a folder that ends in /.")
     if spec.lora.text_encoders:
         yield Problem("lora.text_encoders", "is not carried out yet: leave it out.")
-    if spec.memory.budget_gib != "auto":
+    if spec.memory.budget_gib != "auto" and spec.memory.budget_gib < (need_gib := estimate_gib(spec)):
         yield Problem(
-            "memory.budget_gib", "a number is not carried out yet: leave it auto, or name memory.checkpointing."
+            "memory.budget_gib",
+            f"is {spec.memory.budget_gib:g}, but as it is written this training takes about {need_gib:.1f} GiB, and "
+            "loraq does not make one smaller by itself yet: allow so much, use memory.checkpointing all, or lower "
+            "training.resolution, training.batch_size or lora.rank.",
+        )
+    elif estimate_gib(spec) > largest_gib():
+        yield Problem(
+            "training.batch_size",
+            f"this training takes about {estimate_gib(spec):.0f} GiB of a card, and the largest has "
+            f"{largest_gib():.0f}: lower batch_size, resolution or lora.rank, or use memory.checkpointing all.",
         )
     if spec.memory.base_dtype == "int8":
         yield Problem("memory.base_dtype", "int8 is not carried out yet: use bfloat16.")

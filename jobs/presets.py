@@ -22,6 +22,9 @@ PRESETS: dict[str, dict[str, JsonValue]] = {
     },
 }
 
+PRESET_GB: dict[str, int] = {"12gb": 12, "16gb": 16, "24gb": 24}
+"""The card that each preset is made for."""
+
 
 def fill(given: dict[str, JsonValue], defaults: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """`given`, with every key that it lacks taken from `defaults`, section by section."""

@@ -2,11 +2,13 @@
 
 import secrets
 from datetime import UTC, datetime, timedelta
-from typing import Self
+from typing import Any, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jobs.errors import FailureReason, IllegalTransition
+from jobs.gpu_class import GpuClass
+from jobs.needs import needed_class
 from jobs.retries import RetryPolicy
 from jobs.spec import JobSpec
 from jobs.status import Status, check_transition
@@ -73,12 +75,29 @@ class JobRecord(BaseModel):
     failure: Failure | None = None
     commit: Commit | None = None  # from here on the job can but succeed
     retry_of: tuple[str, ...] = ()  # the jobs that this one tries again, the newest first: it may use their checkpoints
+    needs: str  # class of GPUs, by name: fixed at submission, because a waiting job lies in the list of its class
 
     @classmethod
     def create(cls, owner: str, spec: JobSpec, retry_of: tuple[str, ...] = ()) -> Self:
         """A new job in the queue."""
         at = now()
-        return cls(id=new_job_id(at), owner=owner, spec=spec, created_at=at, updated_at=at, retry_of=retry_of)
+        needs = needed_class(spec).name
+        return cls(
+            id=new_job_id(at), owner=owner, spec=spec, created_at=at, updated_at=at, retry_of=retry_of, needs=needs
+        )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _needs_from_spec(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "needs" not in data and "spec" in data:
+            spec = JobSpec.model_validate(data["spec"])
+            return cast(dict[str, Any], data) | {"needs": needed_class(spec).name}
+        return cast(Any, data)
+
+    @property
+    def gpu_class(self) -> GpuClass:
+        """What it needs."""
+        return GpuClass.parse(self.needs)
 
     @property
     def output_uri(self) -> str:

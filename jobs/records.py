@@ -13,10 +13,10 @@ from pydantic import BaseModel
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import WatchError
-from rq import Queue
 
 from jobs import turns
 from jobs.errors import JobNotFound, StaleAttempt
+from jobs.queue import Queues
 from jobs.record import JobRecord
 from jobs.status import Status
 from jobs.writing import Writer, record_key
@@ -39,10 +39,10 @@ class Records:
         limited: whether owners have a limit of running jobs.
     """
 
-    def __init__(self, redis: "Redis", queue: Queue, limited: bool) -> None:
+    def __init__(self, redis: "Redis", queues: Queues, limited: bool) -> None:
         self.redis = redis
-        self.queue = queue
-        self.writer = Writer(queue, limited)
+        self.queues = queues
+        self.writer = Writer(queues, limited)
 
     def get(self, job_id: str, owner: str | None = None) -> JobRecord:
         """The job's record; with `owner`, only if it is theirs.

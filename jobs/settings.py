@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from jobs.gpu_class import GpuClass
+
 # A comma-separated list in the environment; NoDecode keeps pydantic-settings from asking for JSON.
 Names = Annotated[tuple[str, ...], NoDecode]
 _FOLDER = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(\{owner\}|[^{}])*)?")
@@ -22,7 +24,15 @@ class Settings(BaseSettings):
         default=SecretStr("redis://127.0.0.1:6379/0"), description="Redis or Valkey, password included."
     )
     queue: str = Field(
-        default="loraq", pattern=r"^[a-z0-9-]{1,40}$", description="The one RQ queue that workers listen on."
+        default="loraq",
+        pattern=r"^[a-z0-9-]{1,40}$",
+        description="What the RQ queues are called, one for each class of GPUs: loraq-24gb.",
+    )
+
+    gpu_classes: Names = Field(
+        default=(),
+        description="Classes of GPUs that this installation has or can start, as `24gb,80gb,80gb-x4`: a job waits in "
+        "the queue of the smallest that fits, also while no such worker lives. Unset: those of living workers.",
     )
 
     s3_endpoint_url: str | None = Field(
@@ -68,7 +78,16 @@ class Settings(BaseSettings):
     cache_max_gib: float = Field(
         default=50.0, gt=0, description="Worker: cached base models and datasets, before eviction."
     )
-    device: Literal["auto", "cuda", "cpu"] = Field(default="auto", description="Worker: where the trainer runs.")
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        default="auto",
+        description="Worker: where the trainer runs; auto: on its GPUs, and without any it takes no job. cpu: it takes "
+        "every job, and a full-size one takes weeks.",
+    )
+    worker_class: str | None = Field(
+        default=None,
+        description="Worker: class of GPUs to take jobs for, if not that of its cards: `12gb` on a card of 24 leaves "
+        "it small jobs. A larger one than it has needs `LORAQ_DEVICE=cpu`, to try things out.",
+    )
     gpus: Literal["all"] | PositiveInt = Field(
         default="all",
         description="Worker: how many of the machine's GPUs it takes, by locks in LORAQ_DATA_DIR that workers of one "
@@ -128,12 +147,22 @@ class Settings(BaseSettings):
         folders = (*self.readable, *self.writable)
         return tuple(dict.fromkeys(folder.removeprefix("s3://").partition("/")[0] for folder in folders))
 
-    @field_validator("readable", "writable", "allowed_folders", "webhook_allow", mode="before")
+    @field_validator("readable", "writable", "allowed_folders", "webhook_allow", "gpu_classes", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("gpu_classes")
+    @classmethod
+    def _are_classes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(GpuClass.parse(name).name for name in names)
+
+    @field_validator("worker_class")
+    @classmethod
+    def _is_class(cls, name: str | None) -> str | None:
+        return GpuClass.parse(name).name if name else None
 
     @field_validator("readable", "writable")
     @classmethod

@@ -325,7 +325,9 @@ class MemorySpec(Section):
     """A budget for the GPU, or a plan by name."""
 
     budget_gib: Literal["auto"] | Annotated[float, Field(gt=0, le=1024)] = Field(
-        default="auto", description="GPU memory that the training may take, GiB; auto: what the card has."
+        default="auto",
+        description="GPU memory that the training may take, GiB: it runs on a card of that size or larger; auto: on "
+        "one that it fits, by resolution, batch and checkpointing.",
     )
     checkpointing: Literal["none", "all"] | None = Field(
         default=None, description="Gradient checkpointing of no block or of all; null: loraq chooses."

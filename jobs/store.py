@@ -12,18 +12,20 @@ jobs/records.py holds the records themselves.
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import WatchError
-from rq import Queue
 
-from jobs import events, turns
+from jobs import events, turns, workers
 from jobs.errors import IdempotencyConflict, JobNotFound, NotRetryable, TooManyJobs
-from jobs.queue import deliver, extra_ticket, open_queue
+from jobs.gpu_class import GpuClass
+from jobs.queue import Queues, extra_ticket, ticket_of
 from jobs.record import Failure, JobRecord, advance, begin_attempt, commit, give_back, now
 from jobs.records import Also, Records, check_fence, decode
 from jobs.retries import RetryPolicy
@@ -73,12 +75,12 @@ class Store(Records):
     def __init__(
         self,
         redis: "Redis",
-        queue: Queue,
+        queues: Queues,
         retries: RetryPolicy | None = None,
         max_running_per_owner: int | None = None,
         max_queued_per_owner: int | None = None,
     ) -> None:
-        super().__init__(redis, queue, limited=max_running_per_owner is not None)
+        super().__init__(redis, queues, limited=max_running_per_owner is not None)
         self.retries = retries or RetryPolicy()
         self.max_running_per_owner = max_running_per_owner
         self.max_queued_per_owner = max_queued_per_owner
@@ -142,20 +144,26 @@ class Store(Records):
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
-    def next_turn(self, worker: str) -> JobRecord | None:
-        """Begin an attempt at the job whose turn it is; None if none may begin now."""
+    def next_turn(self, worker: str, gpu_class: GpuClass | None = None) -> JobRecord | None:
+        """Begin an attempt at the job whose turn it is; None if none may begin now.
+
+        Args:
+            gpu_class: what the worker has; None: it takes everything.
+        """
         while True:
             with self.redis.pipeline() as pipeline:
                 try:
                     pipeline.watch(turns.TURNS)  # every claim writes it: two at once cannot exceed an owner's limit
-                    found = turns.next_job(self.redis, self.max_running_per_owner)
-                    if found is None:
+                    turn = self._next(gpu_class)
+                    if turn is None:
                         return None
-                    owner, job_id = found
+
+                    # Its own ticket, in another queue, would wake another worker, or start one, for nothing.
+                    also = None if turn.at_home else self._withdraw_elsewhere(gpu_class)
                     try:
-                        return self.change_once(pipeline, job_id, lambda record: _begin(record, worker))
+                        return self.change_once(pipeline, turn.job_id, lambda record: _begin(record, worker), also=also)
                     except (_NothingToClaim, JobNotFound):
-                        self._forget_waiting(owner, job_id)
+                        self._forget_waiting(turn)
                 except WatchError:
                     continue  # another worker was faster: look again
 
@@ -166,15 +174,25 @@ class Store(Records):
         except _NothingToClaim:
             return None
 
-    def _forget_waiting(self, owner: str, job_id: str) -> None:
+    def _next(self, gpu_class: GpuClass | None) -> turns.Turn | None:
+        there = self.queues.there() if gpu_class is not None else ()
+        return turns.next_job(self.redis, self.max_running_per_owner, gpu_class, there)
+
+    def _withdraw_elsewhere(self, gpu_class: GpuClass | None) -> Also:
+        def withdraw(pipeline: "Pipeline", begun: JobRecord) -> None:
+            self.queues.withdraw(pipeline, ticket_of(begun.id, len(begun.attempts)), but_from=gpu_class)
+
+        return withdraw
+
+    def _forget_waiting(self, turn: turns.Turn) -> None:
         """Take a job that waits no more out of its owner's, unless it has come back meanwhile."""
         with self.redis.pipeline() as pipeline:
-            pipeline.watch(record_key(job_id))
-            raw = cast(bytes | None, pipeline.get(record_key(job_id)))
+            pipeline.watch(record_key(turn.job_id))
+            raw = cast(bytes | None, pipeline.get(record_key(turn.job_id)))
             if raw is not None and JobRecord.model_validate_json(raw).status is Status.QUEUED:
                 return
             pipeline.multi()
-            pipeline.zrem(turns.waiting_key(owner), job_id)
+            pipeline.zrem(turns.waiting_key(turn.owner, turn.needed), turn.job_id)
             pipeline.execute()
 
     def move(self, job_id: str, attempt: int, to: Status, failure: Failure | None = None) -> JobRecord:
@@ -254,16 +272,40 @@ class Store(Records):
         except JobNotFound:
             self.redis.zrem(turns.DELAYED, job_id)
 
-    def missing_tickets(self) -> int:
-        """How many tickets the queue lacks: waiting jobs that could begin, less tickets; 0 if there are enough."""
-        return max(0, turns.tickets_wanted(self.redis, self.max_running_per_owner) - self.queue.count)
+    def missing_tickets(self) -> dict[GpuClass, int]:
+        """How many tickets each queue lacks: jobs that could begin there, less tickets; below 0: so many too many."""
+        wanted = turns.tickets_wanted(self.redis, self.max_running_per_owner, self.queues.there())
+        classes = {*wanted, *self.queues.used()}
+        missing = {each: wanted.get(each, 0) - self.queues.of(each).count for each in classes}
+        return {each: count for each, count in missing.items() if count}
 
-    def add_tickets(self, count: int) -> None:
-        """Put tickets into the queue that belong to no job in particular."""
+    def add_tickets(self, gpu_class: GpuClass, count: int) -> None:
+        """Put tickets that belong to no job in particular into a queue, or with a `count` below 0 take some out."""
         with self.redis.pipeline() as pipeline:
             for _ in range(count):
-                deliver(self.queue, pipeline, extra_ticket())
+                self.queues.deliver(pipeline, gpu_class, extra_ticket())
+            for ticket in self.queues.of(gpu_class).get_job_ids(0, -count) if count < 0 else ():
+                self.queues.withdraw(pipeline, ticket)
             pipeline.execute()
+
+    def offer_turn(self, gpu_class: GpuClass) -> bool:
+        """Give an idle worker a ticket if its queue is empty and a job waits elsewhere that it may take."""
+        if not self.could_have_a_turn(gpu_class):
+            return False
+        self.add_tickets(gpu_class, 1)
+        return True
+
+    def could_have_a_turn(self, gpu_class: GpuClass) -> bool:
+        """Whether the queue of a class is empty and a job waits that its workers may take."""
+        return not self.queues.of(gpu_class).count and self._next(gpu_class) is not None
+
+    def beyond_all_workers(self) -> dict[GpuClass, int]:
+        """What waiting jobs need and no living worker has, and how many they are."""
+        living = workers.living_classes(self.redis)
+        waiting: Counter[GpuClass] = Counter()
+        for owner in turns.owners(self.redis):
+            waiting.update({each: n for each, n in owner.waiting.items() if not any(own.takes(each) for own in living)})
+        return dict(waiting)
 
     def request_cancel(self, job_id: str, owner: str | None = None, also: Also | None = None) -> JobRecord:
         """Cancel a waiting job at once, and ask the attempt of a running one to stop.
@@ -296,9 +338,8 @@ def open_store(settings: Settings) -> Store:
         wait_s_first=settings.retry_wait_s,
         wait_s_longest=settings.retry_wait_max_s,
     )
-    return Store(
-        redis, open_queue(settings.queue, redis), retries, settings.max_running_per_owner, settings.max_queued_per_owner
-    )
+    queues = Queues(settings.queue, redis, map(GpuClass.parse, settings.gpu_classes))
+    return Store(redis, queues, retries, settings.max_running_per_owner, settings.max_queued_per_owner)
 
 
 class _NothingToClaim(Exception):

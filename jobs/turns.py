@@ -1,20 +1,28 @@
 """Whose turn it is: fair between owners, by priority and age within one owner's jobs.
 
-What a worker takes from the RQ queue is a ticket: the right to one turn. Which job has it is decided when the ticket is
-used, so that one owner's thousand jobs, submitted first, do not stand before another's one. As many tickets as waiting
-jobs lie in the queue; one too many does nothing, and one too few is noticed by the reaper.
+What a worker takes from its RQ queue is a ticket: the right to one turn. Which job has it is decided when the ticket is
+used, so that one owner's thousand jobs, submitted first, do not stand before another's one.
+
+A job waits in the list of the class of GPUs that it needs, and its ticket lies in one queue, its home: that of the
+smallest class which is there and fits. A worker takes what has its home with it; what fits it besides only while there
+is no such job, and never what does not fit. Within what it may take, owners take turns. As many tickets lie in a queue
+as jobs have their home there; one too many does nothing, and one too few is noticed by the reaper.
 
 Keys:
-    loraq:waiting           owners whose jobs wait for a turn; one who has none left is taken out by the reaper
-    loraq:turns             owners, by when a job of theirs last began (seconds since 1970; 0 for never)
-    loraq:waiting:{owner}   ids of jobs that wait for a turn; score 0 for high priority, 1 for normal, then by age
-    loraq:delayed           ids of jobs that wait out a failure, by when they may be tried again
+    loraq:waiting                   owners whose jobs wait for a turn; who has none left is taken out by the reaper
+    loraq:turns                     owners, by when a job of theirs last began (seconds since 1970; 0 for never)
+    loraq:needs                     names of all classes that a job ever needed: a handful
+    loraq:waiting:{owner}:{class}   ids of jobs that need it and wait for a turn; score 0 for high priority, 1 for
+                                    normal, then by age
+    loraq:delayed                   ids of jobs that wait out a failure, by when they may be tried again
 """
 
 # pyright: reportUnknownMemberType=false
 # redis-py types its methods in part.
 
 import time
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,19 +30,21 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import WatchError
 
+from jobs.gpu_class import GpuClass, home
 from jobs.record import JobRecord
 from jobs.status import Status
 
 WAITING = "loraq:waiting"
 TURNS = "loraq:turns"
 DELAYED = "loraq:delayed"
+NEEDS = "loraq:needs"
 
 _RUNNING = tuple(status for status in Status if status.running)
 
 
-def waiting_key(owner: str) -> str:
-    """The Redis key of an owner's waiting jobs."""
-    return f"loraq:waiting:{owner}"
+def waiting_key(owner: str, needed: GpuClass) -> str:
+    """The Redis key of an owner's waiting jobs that need a class."""
+    return f"loraq:waiting:{owner}:{needed}"
 
 
 def index_key(owner: str, status: Status | None) -> str:
@@ -47,7 +57,8 @@ def enter(pipeline: "Pipeline", record: JobRecord) -> bool:
     if record.not_before is not None:
         pipeline.zadd(DELAYED, {record.id: record.not_before.timestamp()})
         return False
-    pipeline.zadd(waiting_key(record.owner), {record.id: 0 if record.spec.priority == "high" else 1})
+    pipeline.zadd(waiting_key(record.owner, record.gpu_class), {record.id: 0 if record.spec.priority == "high" else 1})
+    pipeline.sadd(NEEDS, record.needs)
     pipeline.zadd(TURNS, {record.owner: 0}, nx=True)
     pipeline.sadd(WAITING, record.owner)
     return True
@@ -55,7 +66,7 @@ def enter(pipeline: "Pipeline", record: JobRecord) -> bool:
 
 def leave(pipeline: "Pipeline", record: JobRecord) -> None:
     """Take a job that waits no more out, inside the caller's transaction."""
-    pipeline.zrem(waiting_key(record.owner), record.id)
+    pipeline.zrem(waiting_key(record.owner, record.gpu_class), record.id)
     pipeline.zrem(DELAYED, record.id)
 
 
@@ -76,31 +87,46 @@ class Owner:
 
     name: str
     served_at: float  # seconds since 1970
-    waiting: int
+    waiting: dict[GpuClass, int]  # jobs, by what they need
     running: int
 
-    def may_begin(self, max_running: int | None) -> int:
-        """How many of the waiting jobs could begin now, with workers enough."""
-        return self.waiting if max_running is None else max(0, min(self.waiting, max_running - self.running))
+    def may_begin(self, max_running: int | None, needed: Collection[GpuClass] | None = None) -> int:
+        """How many of the waiting jobs, or of those that need one of `needed`, could begin now, with workers enough."""
+        waiting = sum(count for each, count in self.waiting.items() if needed is None or each in needed)
+        return waiting if max_running is None else max(0, min(waiting, max_running - self.running))
+
+
+def needs(redis: "Redis") -> list[GpuClass]:
+    """Every class that a job ever needed."""
+    return sorted(GpuClass.parse(name.decode()) for name in cast(set[bytes], redis.smembers(NEEDS)))
 
 
 def owners(redis: "Redis") -> list[Owner]:
     """Every owner whose jobs wait, and perhaps some whose last one has just begun; in two round trips."""
-    names = sorted(name.decode() for name in cast(set[bytes], redis.smembers(WAITING)))
-    if not names:
-        return []
     with redis.pipeline(transaction=False) as pipeline:
-        pipeline.zmscore(TURNS, names)
-        for name in names:
-            pipeline.zcard(waiting_key(name))
+        pipeline.smembers(WAITING)
+        pipeline.smembers(NEEDS)
+        waiting, needed = (
+            sorted(name.decode() for name in each) for each in cast(list[set[bytes]], pipeline.execute())
+        )
+    if not waiting:
+        return []
+    classes = list(map(GpuClass.parse, needed))
+    with redis.pipeline(transaction=False) as pipeline:
+        pipeline.zmscore(TURNS, waiting)
+        for name in waiting:
+            for each in classes:
+                pipeline.zcard(waiting_key(name, each))
             for status in _RUNNING:
                 pipeline.zcard(index_key(name, status))
         served, *counts = cast(tuple[list[float | None], *tuple[int, ...]], pipeline.execute())
-    each = len(_RUNNING) + 1
-    return [
-        Owner(name, served_at or 0, counts[i * each], sum(counts[i * each + 1 : (i + 1) * each]))
-        for i, (name, served_at) in enumerate(zip(names, served, strict=True))
-    ]
+    found: list[Owner] = []
+    width = len(classes) + len(_RUNNING)
+    for i, (name, served_at) in enumerate(zip(waiting, served, strict=True)):
+        own = counts[i * width : (i + 1) * width]
+        by_class = {each: count for each, count in zip(classes, own[: len(classes)], strict=True) if count}
+        found.append(Owner(name, served_at or 0, by_class, sum(own[len(classes) :])))
+    return found
 
 
 def forget_idle(redis: "Redis") -> None:
@@ -109,9 +135,12 @@ def forget_idle(redis: "Redis") -> None:
         if not owner.waiting:
             with redis.pipeline() as pipeline:
                 try:
-                    pipeline.watch(waiting_key(owner.name))
-                    if pipeline.zcard(waiting_key(owner.name)):
-                        continue
+                    pipeline.watch(NEEDS)  # before it is read: a job that needs something new must not be overlooked
+                    keys = [waiting_key(owner.name, each) for each in needs(redis)]
+                    if keys:
+                        pipeline.watch(*keys)
+                        if pipeline.exists(*keys):
+                            continue
                     pipeline.multi()
                     pipeline.srem(WAITING, owner.name)
                     pipeline.execute()
@@ -119,16 +148,54 @@ def forget_idle(redis: "Redis") -> None:
                     continue  # a job of theirs has just come to wait
 
 
-def next_job(redis: "Redis", max_running: int | None) -> tuple[str, str] | None:
-    """(owner, job id) whose turn it is: the owner with fewest running jobs, then the one who waited longest."""
-    ready = [owner for owner in owners(redis) if owner.may_begin(max_running)]
-    for owner in sorted(ready, key=lambda owner: (owner.running, owner.served_at)):
-        first = cast(list[bytes], redis.zrange(waiting_key(owner.name), 0, 0))
-        if first:
-            return owner.name, first[0].decode()
+@dataclass(frozen=True)
+class Turn:
+    """A job that may begin now."""
+
+    owner: str
+    job_id: str
+    needed: GpuClass
+    at_home: bool  # whether its ticket lies in the queue of the worker that asked
+
+
+def next_job(
+    redis: "Redis", max_running: int | None, worker: GpuClass | None = None, there: Iterable[GpuClass] = ()
+) -> Turn | None:
+    """Whose turn it is: the owner with fewest running jobs, then the one who waited longest.
+
+    Args:
+        worker: what the worker that asks has; None: it takes everything.
+        there: classes whose workers live or could be started.
+    """
+    waiting = owners(redis)
+    needed = {each for owner in waiting for each in owner.waiting}
+    at_home = {each for each in needed if worker is None or home(each, there) == worker}
+    besides = {each for each in needed - at_home if worker is not None and worker.takes(each)}
+    for group in (at_home, besides):
+        ready = [owner for owner in waiting if owner.may_begin(max_running, group)]
+        for owner in sorted(ready, key=lambda owner: (owner.running, owner.served_at)):
+            if first := _first(redis, owner.name, [each for each in owner.waiting if each in group]):
+                return Turn(owner.name, *first, at_home=group is at_home)
     return None
 
 
-def tickets_wanted(redis: "Redis", max_running: int | None) -> int:
-    """How many tickets should lie in the queue."""
-    return sum(owner.may_begin(max_running) for owner in owners(redis))
+def _first(redis: "Redis", owner: str, needed: list[GpuClass]) -> tuple[str, GpuClass] | None:
+    """The owner's first job among those that need one of `needed`, by priority and age."""
+    with redis.pipeline(transaction=False) as pipeline:
+        for each in needed:
+            pipeline.zrange(waiting_key(owner, each), 0, 0, withscores=True)
+        heads = cast(list[list[tuple[bytes, float]]], pipeline.execute())
+    firsts = [(head[0][1], head[0][0].decode(), each) for head, each in zip(heads, needed, strict=True) if head]
+    return min(firsts)[1:] if firsts else None
+
+
+def tickets_wanted(redis: "Redis", max_running: int | None, there: Collection[GpuClass] = ()) -> dict[GpuClass, int]:
+    """How many tickets should lie in the queue of each class; those in which none should are left out."""
+    wanted: Counter[GpuClass] = Counter()
+    for owner in owners(redis):
+        homes: dict[GpuClass, set[GpuClass]] = {}
+        for each in owner.waiting:
+            homes.setdefault(home(each, there), set()).add(each)
+        for each, needed in homes.items():
+            wanted[each] += owner.may_begin(max_running, needed)
+    return {each: count for each, count in wanted.items() if count}

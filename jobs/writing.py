@@ -18,10 +18,9 @@ told of an end.
 import time
 
 from redis.client import Pipeline
-from rq import Queue
 
 from jobs import events, turns, webhooks
-from jobs.queue import deliver, extra_ticket, ticket_of, withdraw
+from jobs.queue import Queues, extra_ticket, ticket_of
 from jobs.record import JobRecord
 from jobs.status import Status
 
@@ -43,12 +42,12 @@ class Writer:
     """Puts changes of records into transactions.
 
     Args:
-        queue: that tickets go into.
+        queues: that tickets go into.
         limited: whether owners have a limit of running jobs, so that an end may let another job begin.
     """
 
-    def __init__(self, queue: Queue, limited: bool) -> None:
-        self._queue = queue
+    def __init__(self, queues: Queues, limited: bool) -> None:
+        self._queues = queues
         self._limited = limited
 
     def write(self, pipeline: "Pipeline", old: JobRecord | None, new: JobRecord) -> None:
@@ -81,7 +80,7 @@ class Writer:
         if old is not None and old.status is Status.QUEUED:
             turns.take(pipeline, new) if new.status.running else turns.leave(pipeline, new)
             if not new.status.running:
-                withdraw(self._queue, pipeline, ticket_of(new.id, len(new.attempts) + 1))
+                self._queues.withdraw(pipeline, ticket_of(new.id, len(new.attempts) + 1))
         if new.attempt is not None and (old is None or not old.status.running) and new.status.running:
             pipeline.zadd(RUNNING, {new.id: time.time()})
             pipeline.set(holds_key(new.attempt.worker), f"{new.id} {new.attempt.number}")
@@ -89,11 +88,12 @@ class Writer:
             pipeline.zrem(RUNNING, new.id)
             assert new.attempt is not None
             pipeline.delete(holds_key(new.attempt.worker))
-            if self._limited:  # a job of the owner may have waited for this one's end
-                deliver(self._queue, pipeline, extra_ticket())
+            if self._limited:  # a job of the owner, of the same needs most often, may have waited for this one's end
+                self._queues.deliver(pipeline, self._queues.home(new.gpu_class), extra_ticket())
         if new.status is Status.QUEUED:
             self._enter(pipeline, new)
 
     def _enter(self, pipeline: "Pipeline", record: JobRecord) -> None:
         if turns.enter(pipeline, record):
-            deliver(self._queue, pipeline, ticket_of(record.id, len(record.attempts) + 1))
+            ticket = ticket_of(record.id, len(record.attempts) + 1)
+            self._queues.deliver(pipeline, self._queues.home(record.gpu_class), ticket)

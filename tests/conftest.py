@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from api.servers import RedisServer, S3Server
-from jobs.queue import open_queue
+from jobs.queue import Queues
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.spec_text import parse_spec
@@ -85,7 +85,7 @@ def settings(make_settings: Callable[..., Settings]) -> Settings:
 def store(settings: Settings) -> Iterator[Store]:
     """All jobs, in the real Redis: none yet."""
     with Redis.from_url(settings.redis_url.get_secret_value()) as redis:
-        yield Store(redis, open_queue(settings.queue, redis))
+        yield Store(redis, Queues(settings.queue, redis))
 
 
 @pytest.fixture(scope="session")

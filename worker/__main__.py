@@ -5,12 +5,14 @@ With --once it takes one job at most and ends: docker/kubernetes/ starts a worke
 
 import argparse
 import logging
+import os
 import sys
 
+from jobs.gpus import look
 from jobs.settings import Settings
 from jobs.store import open_store
 from worker.gpu_claim import NoGpu, claim_gpus
-from worker.gpus import gpu_names
+from worker.own_class import ClassTooLarge
 from worker.service import work
 
 log = logging.getLogger(__name__)
@@ -28,8 +30,12 @@ def main() -> int:
     except NoGpu as error:
         log.error("No job can be taken here. %s", error)
         return 1
-    work(open_store(settings), settings, options.once)
-    return 0
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the trainer counts GPUs as NVML and nvidia-smi do
+    try:
+        return work(open_store(settings), settings, options.once)
+    except ClassTooLarge as error:
+        log.error("No job can be taken here. %s", error)
+        return os.EX_CONFIG
 
 
 def _take_gpus(settings: Settings) -> None:
@@ -40,14 +46,14 @@ def _take_gpus(settings: Settings) -> None:
     """
     if settings.device == "cpu":
         return
-    found = gpu_names()
-    if settings.device == "cuda" and not found:
+    found = look()
+    if settings.device == "cuda" and not found.gpus:
         raise NoGpu(
-            "LORAQ_DEVICE is cuda, and nvidia-smi shows no GPU. Give this machine, or this container, one (a driver, "
+            f"LORAQ_DEVICE is cuda, and {found.why_none}. Give this machine, or this container, one (a driver, "
             "the NVIDIA container toolkit, a device reservation), or set LORAQ_DEVICE to cpu."
         )
-    if found and settings.gpus != "all":
-        claim_gpus(settings.gpus, settings.data_dir.expanduser() / "gpus")
+    if found.gpus and settings.gpus != "all":
+        claim_gpus(settings.gpus, [gpu.uuid for gpu in found.gpus], settings.data_dir.expanduser() / "gpus")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jobs import events
 from jobs.errors import FailureReason, IllegalTransition, ObjectNotFound, StorageError, StorageUnavailable
+from jobs.gpu_class import GpuClass
 from jobs.manifest import MANIFEST_NAME, ManifestFile, attempt_folder, manifest_of, own_manifest
 from jobs.record import Failure, JobRecord
 from jobs.settings import Settings
@@ -55,7 +56,8 @@ def run_attempt() -> None:
     """Use a ticket: what RQ calls in the horse. Returns whatever happens; the record says how it went."""
     settings = Settings()
     store = open_store(settings)
-    record = store.next_turn(worker=os.environ.get("RQ_WORKER_ID", f"pid-{os.getpid()}"))
+    gpu_class = GpuClass.parse(settings.worker_class) if settings.worker_class else None  # from the worker's parent
+    record = store.next_turn(os.environ.get("RQ_WORKER_ID", f"pid-{os.getpid()}"), gpu_class)
     if record is None:
         log.info("No job may begin now: this ticket was one too many")
         return

@@ -5,6 +5,7 @@ TrainerError               a person can act on it; `reason` is one of jobs.error
 ├── BaseModelInvalid       the checkpoint is not a whole SDXL base model
 ├── LoRAInvalid            rank or targets do not fit the U-Net
 ├── NanLoss                the loss or the latents are no longer finite
+├── GpusMissing            CUDA shows fewer GPUs than were asked for
 ├── CheckpointInvalid      a checkpoint is incomplete or damaged
 └── ResumeRefused          a checkpoint belongs to another training
 
@@ -50,3 +51,9 @@ class NanLoss(TrainerError):
     """A number that training rests on is not finite any more."""
 
     reason = "nan_loss"
+
+
+class GpusMissing(TrainerError):
+    """CUDA shows fewer GPUs than were asked for; another worker may have more."""
+
+    reason = "gpu_missing"

@@ -8,9 +8,8 @@ import fcntl
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
-
-from worker.gpus import gpu_uuids
 
 log = logging.getLogger(__name__)
 
@@ -21,19 +20,19 @@ class NoGpu(Exception):
     """This machine has not the GPUs that the worker is to use; the message says what to do."""
 
 
-def claim_gpus(count: int, folder: Path) -> tuple[str, ...]:
+def claim_gpus(count: int, uuids: Sequence[str], folder: Path) -> tuple[str, ...]:
     """Take `count` GPUs for the life of this process, and let CUDA see only them. Waits until so many are free.
 
     Args:
+        uuids: of the GPUs of this machine, as CUDA_VISIBLE_DEVICES calls them, whichever come and go.
         folder: where the locks lie; made if it is not there.
 
     Raises:
         NoGpu: the machine has fewer.
     """
-    uuids = gpu_uuids()
     if len(uuids) < count:
         raise NoGpu(
-            f"LORAQ_GPUS is {count}, and nvidia-smi shows {len(uuids)} GPUs. Lower it, or give this machine, or this "
+            f"LORAQ_GPUS is {count}, and the driver shows {len(uuids)} GPUs. Lower it, or give this machine, or this "
             "container, its GPUs: a driver, the NVIDIA container toolkit, a device reservation."
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +47,7 @@ def claim_gpus(count: int, folder: Path) -> tuple[str, ...]:
     return claimed
 
 
-def _claim(uuids: tuple[str, ...], count: int, folder: Path) -> tuple[str, ...]:
+def _claim(uuids: Sequence[str], count: int, folder: Path) -> tuple[str, ...]:
     """The GPUs whose locks were taken: `count` of them, or none, so that two workers never wait for each other."""
     held: dict[str, int] = {}
     for uuid in uuids:

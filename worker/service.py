@@ -24,17 +24,18 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.timeouts import BaseDeathPenalty, HorseMonitorTimeoutException
 
-from jobs import workers
+from jobs import gpus, workers
 from jobs.alive import Pulse
 from jobs.errors import FailureReason, IllegalTransition, JobNotFound, StaleAttempt
+from jobs.gpus import Gpus
 from jobs.queue import DeliveryJob
 from jobs.record import Failure, now
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.workers import WorkerInfo
 from worker import attempt, stop  # noqa: F401  (imported before the fork, so that every horse starts at once)
-from worker.gpus import gpu_names
 from worker.lifeline import die_with_parent
+from worker.own_class import OwnClass, own_class
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ class AttemptWorker(Worker):
     store: Store
     settings: Settings
     pulse: Pulse
-    gpus: tuple[str, ...]
+    own: OwnClass
+    cards: Gpus
     started_at: datetime
 
     @property
@@ -100,29 +102,37 @@ class AttemptWorker(Worker):
     # -- while a horse runs -------------------------------------------------------------------------------------------
 
     def setup_work_horse_signals(self) -> None:
-        """In the horse: SIGTERM becomes a flag, and the horse does not outlive its parent."""
+        """In the horse: SIGTERM becomes a flag, the horse does not outlive its parent, and knows what that has."""
         stop.listen()
+        os.environ["LORAQ_WORKER_CLASS"] = self.own.gpu_class.name
+        if self.own.gpu_class.gpus and self.settings.device == "auto":
+            os.environ["LORAQ_DEVICE"] = "cuda"  # a trainer that sees no GPU must say so, not train without for weeks
         die_with_parent(self.pid)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
-        """Tell RQ, and whoever asks for `loraq workers`, that this process lives."""
+        """Tell RQ and `loraq workers` that this process lives; when idle, look whether something else fits."""
         if not self.is_horse:
             self.pulse.beat()  # also while Redis is gone
         super().heartbeat(timeout, pipeline=pipeline)
-        if not self.is_horse:
-            workers.announce(
-                self.store.redis,
-                WorkerInfo(
-                    name=self.name,
-                    host=socket.gethostname(),
-                    pid=os.getpid(),
-                    queue=self.store.queue.name,
-                    gpus=self.gpus,
-                    started_at=self.started_at,
-                    seen_at=now(),
-                ),
-            )
-            self.pulse.begin()
+        if self.is_horse:
+            return
+        workers.announce(
+            self.store.redis,
+            WorkerInfo(
+                name=self.name,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                queue=self.queues[0].name,
+                gpu_class=self.own.gpu_class.name,
+                gpus=tuple(map(str, self.cards.gpus)),
+                refuses=self.own.refuses,
+                started_at=self.started_at,
+                seen_at=now(),
+            ),
+        )
+        self.pulse.begin()
+        if not self.horse_pid and not self.told_to_stop:
+            self.store.offer_turn(self.own.gpu_class)
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         """Tell RQ that the horse runs; a Redis outage is waited out, not died of."""
@@ -186,9 +196,15 @@ class AttemptWorker(Worker):
 
 
 def open_worker(store: Store, settings: Settings, pulse: Pulse | None = None) -> AttemptWorker:
-    """A worker on the store's queue, named for this machine and process, that tells `pulse` that it is well."""
+    """A worker on the queue of its class, named for this machine and process, that tells `pulse` that it is well.
+
+    Raises:
+        ClassTooLarge: LORAQ_WORKER_CLASS asks for more than there is.
+    """
+    cards = Gpus((), "it was not asked") if settings.device == "cpu" else gpus.look()
+    own = own_class(settings, cards)
     worker = AttemptWorker(
-        [store.queue],
+        [store.queues.of(own.gpu_class)],
         name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}",
         connection=store.redis,
         job_class=DeliveryJob,
@@ -198,23 +214,32 @@ def open_worker(store: Store, settings: Settings, pulse: Pulse | None = None) ->
         worker_ttl=90,
     )
     worker.store, worker.settings, worker.pulse = store, settings, pulse or Pulse(None)
-    worker.gpus, worker.started_at = gpu_names(), now()
+    worker.own, worker.cards, worker.started_at = own, cards, now()
     return worker
 
 
-def work(store: Store, settings: Settings, once: bool = False) -> None:
+def work(store: Store, settings: Settings, once: bool = False) -> int:
     """Work off the queue until SIGTERM. RQ's loop ends whenever Redis fails it in a way it does not expect.
 
     Args:
         once: use one ticket, or find that there is none, and end: for those who start a worker for each job.
+
+    Returns:
+        The process's exit code: other than 0 if it was to take one job and can take none.
+
+    Raises:
+        ClassTooLarge: LORAQ_WORKER_CLASS asks for more than there is.
     """
     pulse = Pulse(settings.alive_file)
     while True:
         try:
             worker = open_worker(store, settings, pulse)
+            _introduce(worker)
+            if once and worker.own.refuses:
+                return os.EX_CONFIG
             worker.work(logging_level="WARNING", burst=once, max_jobs=1 if once else None)
             if once or worker.told_to_stop:
-                return
+                return 0
             log.warning("RQ's loop has ended, and is begun again")
         except RedisError as error:
             log.warning("Redis does not answer at LORAQ_REDIS_URL, trying again: %s", error)
@@ -222,4 +247,13 @@ def work(store: Store, settings: Settings, once: bool = False) -> None:
         try:
             time.sleep(RESTART_WAIT_S)
         except StopRequested:  # the handler of the worker that has ended still listens
-            return
+            return 0
+
+
+def _introduce(worker: AttemptWorker) -> None:
+    """Say in the log what this worker has and takes."""
+    if worker.own.refuses:
+        log.error("%s", worker.own.refuses)
+        return
+    cards = "; ".join(map(str, worker.cards.gpus)) or "its CPU"
+    log.info("Takes jobs from queue %s, with %s", worker.queues[0].name, cards)

@@ -15,7 +15,9 @@ def look_at_gpu() -> list[Finding]:
     """What nvidia-smi says. No GPU is no fault: the API needs none."""
     found = Findings("gpu")
     if shutil.which("nvidia-smi") is None:
-        found.skipped("driver", "no nvidia-smi here: no GPU, or no driver. A worker here would use its CPU.")
+        found.skipped(
+            "driver", "no nvidia-smi here: no GPU, or no driver. A worker here takes no job, unless LORAQ_DEVICE=cpu."
+        )
         return found.all
     command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:

@@ -10,9 +10,10 @@ from api.openapi import SPEC_BODY, problems
 from api.schemas import Job, JobPage, JobSummary, ValidSpec
 from jobs import webhooks
 from jobs.audit import Action, noting
+from jobs.needs import adapter_weights
 from jobs.record import JobRecord, now
-from jobs.spec import LoRASpec
 from jobs.status import Status
+from jobs.waiting import why_it_waits
 
 router = APIRouter(tags=["jobs"])
 
@@ -25,9 +26,6 @@ IdempotencyKey = Annotated[
         description="Makes a repeat harmless: the same key and spec give the same job, for seven days.",
     ),
 ]
-
-# Linear in the rank: SDXL's U-Net has these sums of in + out over the layers of each target (jobs/spec.py, LoRASpec).
-_PARAMETERS_PER_RANK = {"qkv": 1_118_720, "attention": 1_451_520, "transformer": 2_659_840}
 
 
 @router.post(
@@ -61,7 +59,7 @@ def submit(
 def validate(owner: OwnerDep, services: ServicesDep, body: SpecBody) -> ValidSpec:
     """Check a spec without submitting it. Base model and dataset are not looked at."""
     spec = submitted_spec(*body, services.settings, owner, services.webhooks_to)
-    return ValidSpec(spec=spec, trainable_parameters=_trainable_parameters(spec.lora))
+    return ValidSpec(spec=spec, trainable_parameters=adapter_weights(spec.lora))
 
 
 @router.get("/jobs", responses=problems(401, 422, 503))
@@ -120,8 +118,6 @@ def retry(actor: ActorDep, services: ServicesDep, job_id: str, response: Respons
 def _view(services: ServicesDep, record: JobRecord) -> Job:
     store = services.store
     told = webhooks.delivery(store.redis, record.id) if record.spec.webhook and record.status.final else None
-    return Job.of(record, store.progress(record.id) if record.attempts else None, told)
-
-
-def _trainable_parameters(lora: LoRASpec) -> int:
-    return _PARAMETERS_PER_RANK[lora.targets] * lora.rank
+    return Job.of(
+        record, store.progress(record.id) if record.attempts else None, told, why_it_waits(store.redis, record)
+    )

@@ -156,7 +156,7 @@ def test_following_ends_as_the_job_does(
 
 def test_submit_and_follow(run: Run, store: Store, spec_file: Path, end_job: EndJob) -> None:
     def work() -> None:
-        while not (waiting := store.queue.get_job_ids()):
+        while not (waiting := store.queues.tickets()):
             sleep(0.01)
         end_job(waiting[0].rpartition("_")[0], Status.FAILED)
 

@@ -34,7 +34,7 @@ def test_a_submitted_job_is_queued_and_shown(
     assert job.spec == spec
     assert job.output_uri == f"{spec.output.uri}{job.id}/"
     assert loraq.get(job.id) == job
-    assert store.queue.get_job_ids() == [f"{job.id}_1"]
+    assert store.queues.tickets() == [f"{job.id}_1"]
 
 
 @pytest.mark.parametrize("media_type", ["application/yaml", "text/yaml", "application/json"])
@@ -71,7 +71,7 @@ def test_the_same_key_fifty_times_at_once_gives_one_job(
         answers = [post.result() for post in posts]
     assert sorted(answer.status_code for answer in answers) == [200] * 49 + [201]
     assert len({answer.json()["id"] for answer in answers}) == 1
-    assert len(store.queue.get_job_ids()) == 1
+    assert len(store.queues.tickets()) == 1
     assert len(loraq.list().jobs) == 1
 
 
@@ -109,7 +109,7 @@ def test_every_fault_is_named_at_once(loraq: Loraq, store: Store) -> None:
     fields = {problem.field for problem in refused.value.problems}
     assert (refused.value.status, refused.value.code) == (422, "invalid_spec")
     assert fields == {"name", "base_model", "dataset.uri", "dataset.url", "lora.rank"}
-    assert not store.queue.get_job_ids()
+    assert not store.queues.tickets()
 
 
 def test_closed_buckets_are_named_together_with_what_is_not_carried_out(loraq: Loraq, make_spec: MakeSpec) -> None:

@@ -109,7 +109,7 @@ def test_cancel_while_queued_is_done_at_once(store, submit, make_spec):
     job = submit(make_spec())
 
     assert store.request_cancel(job.id).status is Status.CANCELLED
-    assert store.queue.count == 0
+    assert store.queues.tickets() == []
     assert store.claim(job.id, "worker") is None
 
 
@@ -123,7 +123,7 @@ def test_a_worker_that_is_told_to_stop_gives_the_job_back(store, worker, submit,
     assert process.wait(30) == 0
     record = store.get(job.id)
     assert (record.status, record.attempt.outcome) == (Status.QUEUED, "preempted")
-    assert store.queue.count == 1
+    assert len(store.queues.tickets()) == 1
 
 
 def test_a_deadline_ends_the_attempt(store, storage, worker, submit, bucket, make_spec):

@@ -41,7 +41,7 @@ class Unticketed(Writer):
 
 def finish_many(store, make_spec) -> None:
     """Jobs of `me` and of other owners that have succeeded, through the writer that every change goes through."""
-    writer, spec = Unticketed(store.queue, limited=False), make_spec()
+    writer, spec = Unticketed(store.queues, limited=False), make_spec()
     with store.redis.pipeline(transaction=False) as pipeline:
         for number in range(FINISHED):
             record = JobRecord.create("me" if number % 2 else f"owner-{number % FINISHED_OWNERS}", spec)

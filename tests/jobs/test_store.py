@@ -9,6 +9,7 @@ from rq.serializers import JSONSerializer
 
 from jobs import events
 from jobs.errors import IdempotencyConflict, IllegalTransition, JobNotFound, StaleAttempt
+from jobs.gpu_class import CPU
 from jobs.queue import DeliveryJob, ForbiddenFunction
 from jobs.record import Commit, JobRecord, advance, now
 from jobs.status import Status
@@ -27,7 +28,7 @@ def test_a_submission_is_record_index_event_and_delivery(store, make_spec):
     assert store.get(job.id) == job
     assert [each.id for each in store.page("me", Status.QUEUED).jobs] == [job.id]
     assert statuses(store, job.id) == ["queued"]
-    assert store.queue.job_ids == [f"{job.id}_1"]
+    assert store.queues.tickets() == [f"{job.id}_1"]
 
 
 def test_a_submission_that_fails_half_way_leaves_nothing(store, make_spec, monkeypatch):
@@ -45,7 +46,7 @@ def test_an_idempotency_key_gives_one_job_and_refuses_another_body(store, make_s
         jobs = list(pool.map(lambda _: store.submit(JobRecord.create("me", spec), "key"), range(50)))
 
     assert len({job.id for job in jobs}) == 1
-    assert store.queue.count == 1
+    assert len(store.queues.tickets()) == 1
     assert store.submit(JobRecord.create("you", spec), "key").id != jobs[0].id  # a key is its owner's
     with pytest.raises(IdempotencyConflict, match=jobs[0].id):
         store.submit(JobRecord.create("me", make_spec(name="another")), "key")
@@ -101,7 +102,7 @@ def test_a_job_that_goes_back_is_delivered_again(store, make_spec):
     store.claim(job.id, "worker-1")
     store.move(job.id, 1, Status.QUEUED)
 
-    assert store.queue.job_ids[-1] == f"{job.id}_2"
+    assert store.queues.tickets()[-1] == f"{job.id}_2"
 
 
 def test_a_final_job_stays_as_it_is(store, make_spec):
@@ -143,8 +144,8 @@ def test_another_owner_s_job_looks_like_none(store, make_spec):
 
 
 def test_what_loraq_never_enqueued_is_not_called(store):
-    store.queue.enqueue("os.getpid")
-    (job_id,) = store.queue.job_ids
+    store.queues.of(CPU).enqueue("os.getpid")
+    (job_id,) = store.queues.of(CPU).job_ids
     job = DeliveryJob.fetch(job_id, connection=store.redis, serializer=JSONSerializer)
 
     with pytest.raises(ForbiddenFunction, match=r"os\.getpid"):

@@ -45,20 +45,20 @@ def test_owners_take_turns_by_who_was_served_longest_ago(store, submit):
 
 
 def test_an_owner_s_limit_holds_also_when_many_workers_ask_at_once(store, submit):
-    limited = Store(store.redis, store.queue, max_running_per_owner=2)
+    limited = Store(store.redis, store.queues, max_running_per_owner=2)
     for _ in range(6):
         submit("alice")
     with ThreadPoolExecutor(6) as pool:
         begun = [record for record in pool.map(limited.next_turn, map(str, range(6))) if record is not None]
 
     assert len(begun) == 2
-    assert turns.tickets_wanted(store.redis, 2) == 0
+    assert turns.tickets_wanted(store.redis, 2) == {}
     limited.move(begun[0].id, 1, Status.CANCELLED)
     assert limited.next_turn("again") is not None
 
 
 def test_an_owner_s_limit_holds_when_another_worker_claims_between_two_looks(store, submit, monkeypatch):
-    limited = Store(store.redis, store.queue, max_running_per_owner=1)
+    limited = Store(store.redis, store.queues, max_running_per_owner=1)
     first, _ = submit("alice"), submit("alice")
     look = turns.owners
 
@@ -85,24 +85,33 @@ def test_a_job_that_failed_waits_before_its_next_turn(store, submit):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     store.wake(job.id)
-    assert store.queue.job_ids[-1] == f"{job.id}_2"
+    assert store.queues.tickets()[-1] == f"{job.id}_2"
     assert store.next_turn("worker").id == job.id
 
 
 def test_a_ticket_that_died_with_its_worker_is_missed(store, submit):
-    submit("me")
-    store.queue.empty()
+    needed = submit("me").gpu_class
+    store.queues.of(needed).empty()
 
-    assert store.missing_tickets() == 1
-    store.add_tickets(1)
-    assert (store.missing_tickets(), store.queue.count) == (0, 1)
+    assert store.missing_tickets() == {needed: 1}
+    store.add_tickets(needed, 1)
+    assert (store.missing_tickets(), store.queues.of(needed).count) == ({}, 1)
+
+
+def test_tickets_that_are_too_many_are_counted_and_taken_out(store, submit):
+    needed = submit("me").gpu_class
+    store.add_tickets(needed, 2)
+
+    assert store.missing_tickets() == {needed: -2}
+    store.add_tickets(needed, -2)
+    assert (store.missing_tickets(), store.queues.of(needed).count) == ({}, 1)
 
 
 def test_cancelling_a_waiting_job_takes_its_ticket_back(store, submit):
     job = submit("me")
     store.request_cancel(job.id)
 
-    assert store.queue.count == 0
+    assert store.queues.tickets() == []
     assert store.next_turn("worker") is None
 
 
@@ -110,10 +119,10 @@ def test_a_waiting_list_that_names_a_job_which_is_gone_stops_nobody(store, submi
     gone, ended, job = submit("me"), submit("me"), submit("me")
     store.redis.delete(f"loraq:job:{gone.id}")
     store.request_cancel(ended.id)
-    store.redis.zadd(turns.waiting_key("me"), {ended.id: 0})
+    store.redis.zadd(turns.waiting_key("me", ended.gpu_class), {ended.id: 0})
 
     assert store.next_turn("worker").id == job.id
-    assert store.redis.zcard(turns.waiting_key("me")) == 0
+    assert store.redis.zcard(turns.waiting_key("me", ended.gpu_class)) == 0
 
 
 def test_a_ticket_in_use_for_another_job_outlives_the_cancel_of_the_one_it_was_made_for(store, submit):
@@ -121,7 +130,7 @@ def test_a_ticket_in_use_for_another_job_outlives_the_cancel_of_the_one_it_was_m
     second = submit("me")
     store.request_cancel(second.id)
 
-    assert store.queue.count == 1
+    assert len(store.queues.tickets()) == 1
     assert DeliveryJob.exists(ticket_of(second.id, 1), connection=store.redis)  # RQ watches its horse by it
     assert 0 < store.redis.ttl(DeliveryJob.key_for(ticket_of(second.id, 1))) <= 86_400
 

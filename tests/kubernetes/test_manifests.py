@@ -106,6 +106,14 @@ def test_workers_take_one_job_each_and_are_never_scaled_down(documents):
     assert not any("worker" in document["metadata"]["name"] for document in of_kind(documents, "Deployment"))
 
 
+def test_each_class_that_can_be_started_has_its_scaled_job_and_no_other_is_waited_for(documents):
+    (settings,) = of_kind(documents, "ConfigMap")
+    classes = Settings(gpu_classes=settings["data"]["LORAQ_GPU_CLASSES"]).gpu_classes
+    queue = Settings().queue
+    listened = {t["metadata"]["listName"] for d in of_kind(documents, "ScaledJob") for t in d["spec"]["triggers"]}
+    assert listened == {f"rq:queue:{queue}-{each}" for each in classes}
+
+
 def test_workers_have_longer_than_their_grace_period(documents):
     (settings,) = of_kind(documents, "ConfigMap")
     grace_s = float(settings["data"]["LORAQ_GRACE_S"])

@@ -162,3 +162,14 @@ def test_failures_are_told_apart(error: Exception, reason: str, words: str) -> N
     assert told == reason
     assert words in message
     assert "\n" not in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_a_worker_whose_gpu_torch_does_not_find_does_not_train_on_its_cpu(
+    make_config: Callable[..., TrainerConfig], tmp_path: Path
+) -> None:
+    with trainer(make_config(device="cuda"), tmp_path) as process:
+        facts, _ = finish(process)
+
+    assert facts[-1]["reason"] == "gpu_missing"
+    assert "finds no CUDA device" in facts[-1]["message"]

@@ -25,7 +25,7 @@ def test_parent_and_horse_import_no_torch():
 
 @pytest.mark.integration
 def test_one_queue_a_worker(store, settings):
-    assert open_worker(store, settings).queues == [store.queue]
+    assert [queue.name for queue in open_worker(store, settings).queues] == [f"{settings.queue}-cpu"]
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,7 @@ def watching(store, settings, horse, monkeypatch):
 
 
 def watch(worker: AttemptWorker) -> None:
-    worker.monitor_work_horse(
-        SimpleNamespace(id="job", timeout=-1), worker.store.queue, SimpleNamespace(id="execution")
-    )
+    worker.monitor_work_horse(SimpleNamespace(id="job", timeout=-1), worker.queues[0], SimpleNamespace(id="execution"))
 
 
 @pytest.mark.integration

@@ -97,7 +97,7 @@ READ_ELSEWHERE = {
     "output.uri": "jobs/record.py",
     "priority": "jobs/store.py",
     "max_duration_s": "worker/lease.py",
-    "memory.budget_gib": "jobs/not_yet.py",
+    "memory.budget_gib": "jobs/needs.py",
     "memory.streamed_blocks": "jobs/not_yet.py",
     "checkpoints.every_n_steps": "jobs/not_yet.py",
     "checkpoints.keep": "jobs/not_yet.py",

@@ -18,6 +18,7 @@ from worker.data.dataset import Dataset, read_dataset
 from worker.data.encoding import TextEmbedding, encode_captions, encode_pictures
 from worker.data.examples import caption_orders, make_examples, shots_of, view_of
 from worker.data.report import dataset_report, in_short, write_report
+from worker.errors import GpusMissing
 from worker.loop.config import TrainerConfig
 from worker.loop.loss import as_the_base_says, noise_schedule
 from worker.loop.metrics import Metrics
@@ -211,6 +212,11 @@ class Training:
 def _device(config: TrainerConfig) -> torch.device:
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():  # to train without would take weeks
+        raise GpusMissing(
+            f"This worker has a GPU, but torch {torch.__version__} finds no CUDA device: install a torch with CUDA "
+            "and a driver that fits it, or set LORAQ_DEVICE=cpu on the worker."
+        )
     return torch.device(config.device)
 
 

@@ -1,0 +1,73 @@
+"""What a job needs of a GPU, from its spec alone: the class in whose queue it waits.
+
+`memory.budget_gib` or the preset say it; but no less than the training takes by the figures of
+benchmarks/results/peak_memory_h100_2026-11-25.md, so that no job lands on a card that is too small for it.
+"""
+
+from jobs.gpu_class import SHARE, SIZES_GB, GpuClass, smallest_called, smallest_with
+from jobs.presets import PRESET_GB
+from jobs.spec import JobSpec, LoRASpec
+
+# Peaks of a full-size SDXL step in BF16, GiB allocated: 5.0 resident, and so much a picture of 1024 x 1024.
+RESIDENT_GIB = 5.0
+PICTURE_GIB = {("all", "qkv"): 0.52, ("none", "qkv"): 5.25}
+PICTURE_OTHER_TARGETS_GIB = {"all": 0.55, "none": 6.3}  # measured with transformer
+PICTURE_CONVOLUTIONS_GIB = 1.7  # besides, without checkpointing: inputs of the residual blocks; not measured
+VAE_GIB = (
+    2.5  # a picture of 1024 x 1024 through the VAE: ten activations of 128 channels in BF16, and their convolution
+)
+OUTSIDE_GIB = 1.0  # CUDA's context 0.52, and blocks that the allocator cannot fill
+
+BYTES_A_WEIGHT = {"adamw": 16}  # of the adapter, FP32: weight, gradient and two moments
+BYTES_A_WEIGHT_AT_MOST = 24  # with any other optimizer: prodigy keeps its start and a numerator besides
+BYTES_A_MEAN = 4  # of it, with training.ema
+PARAMETERS_PER_RANK = {
+    "none": 0,
+    "qkv": 1_118_720,
+    "attention": 1_451_520,
+    "transformer": 2_659_840,
+    "locon": 3_074_240,
+}
+"""Sums of in + out over the layers of each target: an adapter's weights, by its rank (jobs/spec.py, LoRASpec)."""
+
+
+def adapter_weights(lora: LoRASpec) -> int:
+    """Trainable weights on a full-size SDXL U-Net; with patterns or overrides, so many at most."""
+    rank = max([lora.rank, *(override.rank or 0 for override in lora.overrides)])
+    return PARAMETERS_PER_RANK["locon" if lora.patterns else lora.targets] * rank
+
+
+def estimate_gib(spec: JobSpec) -> float:
+    """GPU memory that the training takes, GiB a card, context included."""
+    pictures = (spec.training.resolution / 1024) ** 2
+    checkpointing, targets = spec.memory.checkpointing or "all", spec.lora.targets
+    picture_gib = PICTURE_GIB.get((checkpointing, targets)) or PICTURE_OTHER_TARGETS_GIB[checkpointing]
+    if checkpointing == "none" and (targets == "locon" or spec.lora.patterns):
+        picture_gib += PICTURE_CONVOLUTIONS_GIB
+    weight_bytes = BYTES_A_WEIGHT.get(spec.training.optimizer.name, BYTES_A_WEIGHT_AT_MOST)
+    weight_bytes += BYTES_A_MEAN if spec.training.ema else 0
+    adapter_gib = adapter_weights(spec.lora) * weight_bytes / 2**30
+    step_gib = RESIDENT_GIB + adapter_gib + spec.training.batch_size * pictures * picture_gib
+    encode_gib = VAE_GIB * pictures
+    draw_gib = RESIDENT_GIB + adapter_gib + VAE_GIB * pictures if spec.samples.prompts else 0.0
+    return max(step_gib, encode_gib, draw_gib) + OUTSIDE_GIB
+
+
+def gpus_of(spec: JobSpec) -> int:
+    """How many GPUs the job trains on at once."""
+    return int(getattr(spec, "gpus", 1))
+
+
+def needed_class(spec: JobSpec) -> GpuClass:
+    """The smallest class of GPUs that the job may run on."""
+    gpus, budget_gib = gpus_of(spec), spec.memory.budget_gib
+    wanted_gb = budget_gib if budget_gib != "auto" else PRESET_GB[spec.preset] if spec.preset else 0
+    least = smallest_with(estimate_gib(spec), gpus)
+    wanted = smallest_called(wanted_gb, gpus)
+    largest = GpuClass.of(SIZES_GB[-1], gpus)  # what is too large for any is refused by jobs/not_yet.py
+    return max(least or largest, wanted or largest)
+
+
+def largest_gib() -> float:
+    """What the largest card has."""
+    return SIZES_GB[-1] * SHARE
