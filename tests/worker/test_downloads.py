@@ -1,5 +1,7 @@
 """Downloads: whole or not at all, taken from the cache, and gone when room is needed, but never in use."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from jobs.errors import StorageUnavailable
@@ -36,6 +38,19 @@ def test_a_second_fetch_moves_no_bytes_and_a_changed_object_is_another_entry(tmp
         assert sum(moved) == 3
         changed = put("a/one.txt", b"other")
         assert (downloads.fetch([changed], ROOT, moved.append) / "a" / "one.txt").read_bytes() == b"other"
+
+
+def test_of_two_that_fetch_at_once_one_downloads(tmp_path, storage, put):
+    objects = [put("together/one.txt", b"1" * 1000)]
+    moved: list[int] = []
+
+    def fetch(_: int) -> bytes:
+        with Downloads(tmp_path, storage, 1 << 20) as downloads:
+            return (downloads.fetch(objects, ROOT, moved.append) / "together" / "one.txt").read_bytes()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(fetch, range(4))) == {b"1" * 1000}
+    assert sum(moved) == 1000
 
 
 def test_a_broken_download_leaves_no_entry_and_goes_on_where_it_stopped(tmp_path, storage, put):
