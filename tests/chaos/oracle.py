@@ -70,9 +70,12 @@ def violations_in_the_end(system: System, told: Acknowledged, watch: Watch) -> I
     Args:
         told: of all schedules together.
     """
-    for job_id in told.submitted:
-        watch.saw(job_id, system.store.get(job_id).status)  # still what it was
     watch.look_at_commits()
+    for job_id in told.submitted:
+        status = system.store.get(job_id).status
+        watch.saw(job_id, status)  # still what it was
+        if status is Status.SUCCEEDED and job_id not in watch.commits:
+            yield f"{job_id} succeeded, and nobody has published its manifest"
     yield from watch.broken
     if unknown := _all_jobs(system) - told.submitted.keys():
         yield f"{sorted(unknown)} are there, and nobody was told of them"

@@ -210,8 +210,9 @@ def test_a_trainer_that_outlives_its_cancel(system, job, stray):
     assert told.broken == [f"{job.id} was cancelled, and [{stray.pid}] train on after {CANCEL_WITHIN_S} s"]
 
 
-def test_what_is_left_over_in_the_end(system, watch, job, stray):
-    told = Acknowledged(submitted={job.id: 0})
+def test_what_is_left_over_in_the_end(system, watch, job, forged, stray):
+    hidden = forged("succeeded", status=Status.SUCCEEDED)
+    told = Acknowledged(submitted={job.id: 0, hidden.id: 0})
     unasked = system.clients["alice"].submit(system.spec(0))
     system.clients["alice"].cancel(unasked.id)
     (system.settings.data_dir / "scratch" / "left").mkdir()
@@ -219,6 +220,7 @@ def test_what_is_left_over_in_the_end(system, watch, job, stray):
 
     said = "; ".join(violations_in_the_end(system, told, watch))
 
-    for words in (unasked.id, "['left']", "1 multipart uploads", f"{stray.pid} "):
+    published = f"{hidden.id} succeeded, and nobody has published its manifest"
+    for words in (unasked.id, published, "['left']", "1 multipart uploads", f"{stray.pid} "):
         assert words in said
     (system.settings.data_dir / "scratch" / "left").rmdir()

@@ -73,9 +73,9 @@ def test_an_outage_costs_no_attempt_and_no_submission(system: System, tmp_path: 
     followed: list[JobEvent] = []
     follower = threading.Thread(target=lambda: followed.extend(system.clients["alice"].events(in_training.id)))
     follower.start()
-    # One has written its manifest, and has told nobody yet.
-    with system.proxy.fault("late", method="PUT", path=MANIFEST_NAME):
-        committed = system.clients["alice"].submit(system.spec(0))
+    # One has published its manifest, and has told nobody yet.
+    committed = system.clients["alice"].submit(system.spec(0))
+    with system.proxy.fault("late", method="PUT", path=f"{committed.id}/{MANIFEST_NAME}"):
         manifest = system.folder / "s3" / "outputs" / "chaos" / committed.id / MANIFEST_NAME
         until(manifest.exists, STARTS_WITHIN_S)
         system.redis.kill()
