@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from worker.data.buckets import Cut, bucket_sizes, cut_for, pixel_values
 
@@ -71,6 +71,15 @@ def test_a_cut_covers_its_bucket_from_the_middle() -> None:
         assert resized[0] == bucket[0] or resized[1] == bucket[1]  # no larger than it must be
         assert 0 <= resized[0] - bucket[0] - 2 * cut.left_px <= 1
         assert 0 <= resized[1] - bucket[1] - 2 * cut.top_px <= 1
+
+
+def test_the_mirrored_cut_is_the_same_part_of_the_mirrored_picture() -> None:
+    cut = Cut(original_px=(301, 200), resized_px=(301, 200), left_px=86, top_px=36, bucket_px=(128, 128))
+    assert cut.mirrored().left_px == 301 - 128 - 86
+    values = np.random.default_rng(0).integers(0, 256, (200, 301, 3), dtype=np.uint8)
+    image = Image.fromarray(values)
+    ours = pixel_values(ImageOps.mirror(image), cut.mirrored())
+    torch.testing.assert_close(ours, pixel_values(image, cut).flip(-1), rtol=0, atol=1e-6)  # float32 rounding
 
 
 def test_time_ids_are_height_before_width() -> None:

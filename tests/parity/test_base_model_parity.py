@@ -12,7 +12,7 @@ from PIL import Image
 from worker.model.base_model import BaseModel
 from worker.model.conditioning import time_ids
 from worker.model.text_encoders import load_text_encoders
-from worker.model.vae import decode, encode, load_vae
+from worker.model.vae import decode, encode, load_vae, posterior
 from worker.model.weights import load_unet
 
 pytestmark = [
@@ -78,6 +78,17 @@ def test_latents_and_pictures_are_the_vaes(
         theirs = pipeline.vae.encode(pixel_values).latent_dist.mode() * scaling_factor
         assert torch.equal(latents, theirs)
         assert torch.equal(decode(vae, latents), pipeline.vae.decode(theirs / scaling_factor).sample)
+
+
+def test_draws_from_the_posterior_are_the_vaes(pipeline: StableDiffusionXLPipeline, tiny_bases: dict[str, BaseModel]):
+    pixel_values = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    vae = load_vae(tiny_bases["single_file"], "cpu", torch.float32)
+    ours = posterior(vae, pixel_values)
+    noise = torch.randn(ours.mean.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        distribution = pipeline.vae.encode(pixel_values).latent_dist
+        theirs = distribution.sample(torch.Generator().manual_seed(1)) * pipeline.vae.config.scaling_factor
+    torch.testing.assert_close(ours.mean + ours.spread * noise, theirs)  # scaled before the sum: float32 rounding
 
 
 def test_diffusers_reads_our_single_file_as_we_do(tiny_paths: dict[str, Path], tiny_bases: dict[str, BaseModel]):
