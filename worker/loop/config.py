@@ -62,10 +62,10 @@ class ScheduleConfig:
     """After the warm-up the learning rate stays, or falls to 0 at the end of training, in a straight line or along half
     a cosine; with restarts, once in each of `cycles` equal parts."""
 
-    cycles: int = 1
-
     warmup_steps: int = 0
     """Steps over which the learning rate rises in a straight line, from 1 / (warmup_steps + 1) of it in the first."""
+
+    cycles: int = 1
 
 
 @dataclass(frozen=True)
