@@ -19,6 +19,7 @@ from urllib3 import HTTPResponse
 
 from jobs.errors import CredentialsExpired, StorageUnavailable
 from jobs.retries import RetryPolicy
+from jobs.slow_answers import CHUNK_BYTES, LEAST_BYTES_PER_S
 from jobs.storage_errors import named_errors
 from jobs.uri import S3Uri
 
@@ -27,12 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 16
 TRIES = 6
 """How often an object is asked for before we give up; boto3 has tried each of the requests several times itself."""
-
-LEAST_BYTES_PER_S = 1024
-"""An answer that is slower than this, over the whole of `stall_s`, is dropped and asked for again."""
 
 _WAITS = RetryPolicy(wait_s_first=0.5, wait_s_longest=20)
 

@@ -34,6 +34,7 @@ from jobs.download import Download
 from jobs.errors import CredentialsExpired, ObjectNotFound, StorageError, StorageUnavailable
 from jobs.object_stream import ObjectStream
 from jobs.settings import Settings
+from jobs.slow_answers import drop_slow_answers
 from jobs.storage_errors import named_errors
 from jobs.uri import S3Uri
 
@@ -229,7 +230,7 @@ def _client(settings: Settings, endpoint_url: str | None) -> "S3Client":
         max_pool_connections=PARALLEL_FILES * 2,
     )
     key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
-    return boto3.client(
+    client = boto3.client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=settings.s3_region,
@@ -237,6 +238,8 @@ def _client(settings: Settings, endpoint_url: str | None) -> "S3Client":
         aws_secret_access_key=secret.get_secret_value() if secret else None,
         config=config,
     )
+    drop_slow_answers(client, settings.s3_stall_s)
+    return client
 
 
 def _all_at_once(move: Callable[[Any], None], files: Iterable[Any], stop: threading.Event, tell: OnBytes) -> None:

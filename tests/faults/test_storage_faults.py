@@ -84,6 +84,17 @@ def test_small_reads_and_hashes_see_a_truncated_body(proxy, faulty):
         assert faulty.sha256(FOLDER / "small") == hashlib.sha256(SMALL).hexdigest()
 
 
+@pytest.mark.parametrize("kind", ["trickle", "truncate", "reset_body"])
+def test_a_listing_that_trickles_or_breaks_off_is_asked_for_again(proxy, faulty, storage, kind):
+    started_s = time.monotonic()
+    with proxy.fault(kind, method="GET", path="list-type", times=2, after_bytes=100):
+        listed = faulty.list(FOLDER)
+
+    assert listed == storage.list(FOLDER)
+    assert proxy.hit == 2
+    assert time.monotonic() - started_s < 60  # at five bytes a second it would take longer
+
+
 def test_what_never_comes_ends_with_the_reason_and_expired_credentials_with_theirs(proxy, faulty, tmp_path):
     with (
         proxy.fault("truncate", method="GET"),
