@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ LANES = 2
 class Report:
     """What all schedules together came to."""
 
+    played: int = 0
     broken: dict[str, list[str]] = field(default_factory=dict)  # by the schedule's number, or the system's
     outcomes: Counter[str] = field(default_factory=Counter)
     strikes: Counter[str] = field(default_factory=Counter)  # by kind of action
@@ -66,14 +67,22 @@ class Run:
         self._say = say
         self._reference: dict[int, Weights] = {}
         self._learned = threading.Event()
+        self._stopping = threading.Event()
         self._lock = threading.Lock()
 
     def play(self, lanes: int = LANES) -> Report:
         """Play them all."""
         with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
-            for done in [pool.submit(self._play_lane, lane) for lane in range(lanes)]:
-                done.result()
+            playing = [pool.submit(self._play_lane, lane) for lane in range(lanes)]
+            if any(lane.exception() for lane in as_completed(playing)):
+                self.stop()  # a lane that fails ends the run: nobody has heard of what it played
+        for lane in playing:
+            lane.result()
         return self.report
+
+    def stop(self) -> None:
+        """Begin no more schedules: what has been played is reported."""
+        self._stopping.set()
 
     def _play_lane(self, lane: int) -> None:
         with running_system(self._base_model) as system, Chaos(system, self._seed, self._reference) as chaos:
@@ -96,10 +105,11 @@ class Run:
 
     def _next(self) -> int | None:
         with self._lock:
-            return next(self._numbers, None)
+            return None if self._stopping.is_set() else next(self._numbers, None)
 
     def _note(self, name: str, broken: list[str], details: str = "") -> None:
         with self._lock:
+            self.report.played += name.startswith("schedule")
             if broken:
                 self.report.broken[name] = broken
             if self._say:
@@ -115,14 +125,15 @@ def main() -> int:
     parser.add_argument("--lanes", type=int, default=LANES, help="systems that are struck at once")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the system ends with this process
     started_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="loraq-chaos-base-") as name:
         base = write_tiny_base(Path(name), layout="single_file")["single_file"]
-        numbers = range(options.first, options.first + options.schedules)
-        report = Run(options.seed, numbers, base, say=True).play(options.lanes)
+        run = Run(options.seed, range(options.first, options.first + options.schedules), base, say=True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: run.stop())
+        report = run.play(options.lanes)
     minutes = (time.monotonic() - started_s) / 60
-    print(f"{options.schedules} schedules of seed {options.seed} in {minutes:.1f} min, {len(report.broken)} broken.")
+    print(f"{report.played} schedules of seed {options.seed} in {minutes:.1f} min, {len(report.broken)} broken.")
     print(*report.lines(), sep="\n", flush=True)
     return 1 if report.broken else 0
 

@@ -33,10 +33,13 @@ FAULTS = (
 )
 
 
-STAGES = {"start": 4.0, "preparing": 2.0, "training": 2.0, "checkpoint": 0.6, "uploading": 0.4}
+STAGES = {"start": 4.0, "preparing": 2.0, "training": 2.0, "checkpoint": 0.4, "uploading": 0.4}
 """How far the first job of a schedule has come; something may happen in so many seconds from then on. So a slow machine
 is struck in the same places as a quick one.
 """
+
+WEIGHTS = (1, 1, 2, 3, 1)
+"""How often something happens in each stage: most of all once there is a checkpoint to go on from."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def draw(seed: int, number: int, workers: int, lease_s: float) -> tuple[Action, 
         Action(random.uniform(0, STAGES[stage]), "cancel", each.number, owner=each.owner, stage=stage)
         for each in submissions
         if random.random() < 0.25
-        for stage in random.choices(tuple(STAGES))
+        for stage in random.choices(tuple(STAGES), WEIGHTS)
     ]
     faults = [
         Action(
@@ -85,6 +88,6 @@ def draw(seed: int, number: int, workers: int, lease_s: float) -> tuple[Action, 
             stage=stage,
         )
         for kind in random.choices(FAULTS, k=random.choice((1, 2, 2, 3)))
-        for stage in random.choices(tuple(STAGES))
+        for stage in random.choices(tuple(STAGES), WEIGHTS)
     ]
     return tuple(sorted([*submissions, *repeats, *cancels, *faults], key=lambda action: action.at_s))

@@ -189,7 +189,7 @@ class System:
             "dataset": {"uri": "s3://datasets/photos/"},
             "training": {"resolution": 64, "steps": STEPS, "seed": seed},
             "memory": {"checkpointing": "none"},
-            "checkpoints": {"every_n_steps": STEPS // 6},
+            "checkpoints": {"every_n_steps": STEPS // 10},
             "output": {"uri": "s3://outputs/chaos/"},
         }
 

@@ -13,7 +13,7 @@ from jobs.checkpoint import MARKER_NAME
 from jobs.manifest import MANIFEST_NAME, Manifest
 from jobs.status import Status
 
-LOOKS_EVERY_S = 0.2
+LOOKS_EVERY_S = 0.1
 NEWEST = 20
 """How many of an owner's jobs a look takes in: more than a schedule has."""
 
