@@ -117,6 +117,11 @@ class Queues:
         queue.enqueue_job(delivery, pipeline=pipeline)
         pipeline.sadd(workers.CLASSES, gpu_class.name)
 
+    def put_elsewhere(self, ticket: str, gpu_class: GpuClass) -> bool:
+        """Whether a ticket was put into another class's queue. What is home to a job changes with who lives."""
+        origin = cast(bytes | None, self._redis.hget(DeliveryJob.key_for(ticket), "origin"))
+        return origin is not None and origin.decode() != self.of(gpu_class).name
+
     def withdraw(self, pipeline: "Pipeline", ticket: str, but_from: GpuClass | None = None) -> None:
         """Take a ticket back out of whichever queue it lies in, inside the caller's transaction.
 

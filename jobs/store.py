@@ -159,7 +159,7 @@ class Store(Records):
                         return None
 
                     # Its own ticket, in another queue, would wake another worker, or start one, for nothing.
-                    also = None if turn.at_home else self._withdraw_elsewhere(gpu_class)
+                    also = None if gpu_class is None else self._withdraw_elsewhere(gpu_class)
                     try:
                         return self.change_once(pipeline, turn.job_id, lambda record: _begin(record, worker), also=also)
                     except (_NothingToClaim, JobNotFound):
@@ -178,9 +178,11 @@ class Store(Records):
         there = self.queues.there() if gpu_class is not None else ()
         return turns.next_job(self.redis, self.max_running_per_owner, gpu_class, there)
 
-    def _withdraw_elsewhere(self, gpu_class: GpuClass | None) -> Also:
+    def _withdraw_elsewhere(self, gpu_class: GpuClass) -> Also:
         def withdraw(pipeline: "Pipeline", begun: JobRecord) -> None:
-            self.queues.withdraw(pipeline, ticket_of(begun.id, len(begun.attempts)), but_from=gpu_class)
+            ticket = ticket_of(begun.id, len(begun.attempts))
+            if self.queues.put_elsewhere(ticket, gpu_class):
+                self.queues.withdraw(pipeline, ticket, but_from=gpu_class)
 
         return withdraw
 

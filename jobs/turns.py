@@ -155,7 +155,6 @@ class Turn:
     owner: str
     job_id: str
     needed: GpuClass
-    at_home: bool  # whether its ticket lies in the queue of the worker that asked
 
 
 def next_job(
@@ -175,7 +174,7 @@ def next_job(
         ready = [owner for owner in waiting if owner.may_begin(max_running, group)]
         for owner in sorted(ready, key=lambda owner: (owner.running, owner.served_at)):
             if first := _first(redis, owner.name, [each for each in owner.waiting if each in group]):
-                return Turn(owner.name, *first, at_home=group is at_home)
+                return Turn(owner.name, *first)
     return None
 
 

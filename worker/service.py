@@ -69,6 +69,7 @@ class AttemptWorker(Worker):
     own: OwnClass
     cards: Gpus
     started_at: datetime
+    _has_ticket = False
 
     @property
     def told_to_stop(self) -> bool:
@@ -131,8 +132,18 @@ class AttemptWorker(Worker):
             ),
         )
         self.pulse.begin()
-        if not self.horse_pid and not self.told_to_stop:
+        if not self._has_ticket and not self.horse_pid and not self.told_to_stop:
             self.store.offer_turn(self.own.gpu_class)
+
+    def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
+        """Wait for a ticket."""
+        self._has_ticket = False
+        return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+
+    def reorder_queues(self, reference_queue: Any) -> None:
+        """Note that a ticket has come, as RQ says by this call: its next heartbeat, before the fork, is no idle one."""
+        self._has_ticket = True
+        super().reorder_queues(reference_queue)
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         """Tell RQ that the horse runs; a Redis outage is waited out, not died of."""

@@ -36,6 +36,8 @@ def test_one_queue_a_worker(store, settings):
         "request_force_stop",
         "setup_work_horse_signals",
         "heartbeat",
+        "dequeue_job_and_maintain_ttl",
+        "reorder_queues",
         "maintain_heartbeats",
         "monitor_work_horse",
         "wait_for_horse",
