@@ -14,8 +14,6 @@ def not_yet(spec: JobSpec) -> Iterator[Problem]:
     for field, uri in spec.dataset.uris().items():
         if uri.startswith("hf://"):
             yield Problem(field, "hf:// is not carried out yet: use `loraq submit --dataset DIR` or s3://.")
-        if "{" in uri:
-            yield Problem(field, "WebDataset shards are not carried out yet: unpack them into a folder that ends in /.")
     if spec.lora.text_encoders:
         yield Problem("lora.text_encoders", "is not carried out yet: leave it out.")
     if spec.memory.budget_gib != "auto" and spec.memory.budget_gib < (need_gib := estimate_gib(spec)):

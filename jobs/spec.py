@@ -8,9 +8,19 @@ by jobs/not_yet.py, never ignored.
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from jobs.presets import PRESETS, PresetName, fill
+from jobs.shards import is_sharded, shards
 
 
 class Section(BaseModel):
@@ -68,8 +78,16 @@ class CaptionSpec(Section):
         return self
 
 
-Layout = Literal["plain", "kohya"]
-_LAYOUT = "plain: the folder with its subfolders; kohya: folders like 10_name in it, with repeats and class tokens."
+Layout = Literal["plain", "kohya", "webdataset"]
+_LAYOUT = (
+    "plain: the folder with its subfolders; kohya: folders like 10_name in it, with repeats and class tokens; "
+    "webdataset: files of the same name up to the first dot belong together, as always in shards."
+)
+
+
+def _known_shards(uri: str) -> str:
+    shards(uri)
+    return uri
 
 
 class RegularisationSpec(Section):
@@ -77,6 +95,7 @@ class RegularisationSpec(Section):
 
     uri: SourceUri = Field(description="As dataset.uri; captions without trigger. Every other micro-step is theirs.")
     layout: Layout = Field(default="plain", description=_LAYOUT)
+    _shards = field_validator("uri")(_known_shards)
     weight: float = Field(default=1.0, gt=0, le=100, description="Of their loss.")
 
 
@@ -94,9 +113,10 @@ class DatasetSpec(Section):
 
     uri: SourceUri = Field(
         description="Pictures with .txt captions beside them: s3://bucket/folder/, or a .zip, .tar, .tar.gz or .tgz "
-        "there, or file:///folder/."
+        "there, or shards, cats-{000..007}.tar, or file:///folder/."
     )
     layout: Layout = Field(default="plain", description=_LAYOUT)
+    _shards = field_validator("uri")(_known_shards)
     trigger: Text | None = Field(default=None, description="Put before each caption.")
     captions: CaptionSpec = CaptionSpec()
     repeats: dict[Subfolder, Repeats] = Field(
@@ -115,6 +135,8 @@ class DatasetSpec(Section):
 
     @model_validator(mode="after")
     def _repeats_are_said_once(self) -> Self:
+        if is_sharded(self.uri) and self.layout == "kohya":
+            raise ValueError("shards have the webdataset layout: leave layout out, or name one archive or folder.")
         if self.repeats and self.layout == "kohya":
             raise ValueError("repeats belongs to the plain layout: in the kohya layout the folders' names say it.")
         return self

@@ -45,12 +45,21 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(ARCHIVE_ENDINGS)
 
 
-def unpack(archive: Path, to: Path, max_bytes: int, on_bytes: Callable[[int], None]) -> None:
+def without_ending(name: str) -> str:
+    """The name of an archive without what says that it is one: v1.0-007 of v1.0-007.tar.gz."""
+    ending = next(each for each in ARCHIVE_ENDINGS if name.lower().endswith(each))
+    return name[: -len(ending)]
+
+
+def unpack(archive: Path, to: Path, max_bytes: int, on_bytes: Callable[[int], None]) -> int:
     """Unpack `archive` into the new folder `to`.
 
     Args:
         max_bytes: limit of what comes out.
         on_bytes: called often, with the bytes that came since; may raise to end it. `to` is then half there.
+
+    Returns:
+        How many bytes came out.
 
     Raises:
         ArchiveInvalid: it is damaged, encrypted, holds what a dataset may not hold, or is larger than a limit.
@@ -91,6 +100,7 @@ def unpack(archive: Path, to: Path, max_bytes: int, on_bytes: Callable[[int], No
             raise _invalid(f"{archive.name} holds a file and a folder of the same name ({error.filename}).") from error
     if not seen:
         raise _invalid(f"{archive.name} holds no file.")
+    return total_bytes
 
 
 def _zip_members(archive: Path, held: ExitStack) -> Iterator[Member]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.settings import Settings
+from jobs.shards import is_sharded
 from jobs.spec import JobSpec, MasksSpec, RegularisationSpec
 from worker.data.config import DatasetConfig, MasksConfig, RegularisationConfig, ShuffleConfig
 from worker.loop.config import (
@@ -51,7 +52,7 @@ def trainer_config(spec: JobSpec, places: Places, settings: Settings) -> Trainer
             latents=spec.dataset.latents,
             bucket_step_px=spec.dataset.bucket_step_px,
             masks=_masks(spec.dataset.masks),
-            layout=spec.dataset.layout,
+            layout="webdataset" if is_sharded(spec.dataset.uri) else spec.dataset.layout,
             repeats=tuple(spec.dataset.repeats.items()),
             regularisation=_regularisation(spec.dataset.regularisation, places.regularisation),
         ),
@@ -103,7 +104,11 @@ def _masks(spec: MasksSpec | None) -> MasksConfig | None:
 def _regularisation(spec: RegularisationSpec | None, folder: Path | None) -> RegularisationConfig | None:
     if spec is None or folder is None:
         return None
-    return RegularisationConfig(folder=str(folder), layout=spec.layout, weight=spec.weight)
+    return RegularisationConfig(
+        folder=str(folder),
+        layout="webdataset" if is_sharded(spec.uri) else spec.layout,
+        weight=spec.weight,
+    )
 
 
 def _lora_config(spec: JobSpec) -> LoRAConfig:

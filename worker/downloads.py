@@ -19,7 +19,7 @@ from typing import Self, TextIO
 from jobs.errors import StorageError, StorageUnavailable
 from jobs.storage import Storage, StoredObject
 from jobs.uri import S3Uri
-from worker.archives import ArchiveInvalid
+from worker.archives import ArchiveInvalid, without_ending
 from worker.disk import check_room, has_room
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ class Downloads:
 
         Args:
             on_bytes: called with the bytes that came since the last call, also while waiting; may raise to end it.
-            unpack: makes the entry, a folder that is not there yet, out of the one object that was downloaded.
+            unpack: makes the entry, a folder that is not there yet, out of the one object that was downloaded; of
+                several objects each makes a folder in the entry, named as it is without its ending.
 
         Raises:
             whatever `unpack` raises.
@@ -76,7 +77,7 @@ class Downloads:
                         continue  # it was dropped between the look and the lock
                     partial = self._download(objects, root, entry, on_bytes)
                     if unpack is not None:
-                        partial = _unpacked(partial, _name(objects[0], root), entry, unpack)
+                        partial = _unpacked(partial, [_name(each, root) for each in objects], entry, unpack)
                     partial.rename(entry)
                 os.utime(entry)
                 fcntl.flock(lock, fcntl.LOCK_SH)
@@ -116,12 +117,13 @@ class Downloads:
         check_room(self.folder, need_bytes, "the download")
 
 
-def _unpacked(partial: Path, name: str, entry: Path, unpack: Unpack) -> Path:
-    """A folder with what the one object in `partial` holds. What is no archive is not kept for another try."""
+def _unpacked(partial: Path, names: list[str], entry: Path, unpack: Unpack) -> Path:
+    """A folder with what the objects in `partial` hold. What is no archive is not kept for another try."""
     unpacked = entry.with_suffix(".unpacked")
     shutil.rmtree(unpacked, ignore_errors=True)
     try:
-        unpack(partial / name, unpacked)
+        for name in names:
+            unpack(partial / name, unpacked if len(names) == 1 else unpacked / without_ending(name))
     except BaseException as error:
         shutil.rmtree(unpacked, ignore_errors=True)
         if isinstance(error, ArchiveInvalid):

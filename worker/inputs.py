@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jobs.errors import FailureReason, LoraqError, ObjectNotFound
 from jobs.settings import Settings
+from jobs.shards import shards
 from jobs.storage import Storage, StoredObject
 from jobs.uri import S3Uri, allowed_folder, check_readable
 from worker.archives import is_archive, unpack
@@ -47,7 +48,7 @@ class Inputs:
         return self._downloads.fetch([model], _folder_of(address), on_bytes) / address.key.rpartition("/")[2]
 
     def dataset(self, uri: str, on_bytes: Callable[[int], None], field: str = "dataset.uri") -> Path:
-        """A folder of pictures and captions on this machine; an archive is unpacked. `field` is who names it.
+        """A folder of pictures and captions on this machine; archives are unpacked. `field` is who names it.
 
         Raises:
             InputMissing, ArchiveInvalid, StorageError.
@@ -55,13 +56,16 @@ class Inputs:
         if uri.startswith("file://"):
             return self._local(uri, FailureReason.DATASET_INVALID, field)
         if is_archive(uri):
-            address = S3Uri.parse(uri)
-            archive = self._object(address, FailureReason.DATASET_INVALID, field)
-            self._check_dataset_size(uri, archive.size_bytes, field)
-            limit_bytes = int(self._settings.max_dataset_gib * 2**30)
-            return self._downloads.fetch(
-                [archive], _folder_of(address), on_bytes, lambda path, to: unpack(path, to, limit_bytes, on_bytes)
-            )
+            addresses = [S3Uri.parse(each) for each in shards(uri)]
+            archives = [self._object(each, FailureReason.DATASET_INVALID, field) for each in addresses]
+            self._check_dataset_size(uri, sum(each.size_bytes for each in archives), field)
+            left_bytes = int(self._settings.max_dataset_gib * 2**30)
+
+            def take(path: Path, to: Path) -> None:
+                nonlocal left_bytes
+                left_bytes -= unpack(path, to, left_bytes, on_bytes)
+
+            return self._downloads.fetch(archives, _folder_of(addresses[0]), on_bytes, take)
         return self._folder(S3Uri.parse(uri).folder(), FailureReason.DATASET_INVALID, field, on_bytes)
 
     def _folder(self, uri: S3Uri, reason: FailureReason, field: str, on_bytes: Callable[[int], None]) -> Path:

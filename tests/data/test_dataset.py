@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from worker.data.buckets import bucket_sizes, cut_for
-from worker.data.config import DatasetConfig, MissingCaptions, RegularisationConfig
+from worker.data.config import DatasetConfig, MasksConfig, MissingCaptions, RegularisationConfig
 from worker.data.dataset import Dataset, read_dataset
 from worker.data.report import dataset_report
 from worker.errors import DatasetInvalid
@@ -244,3 +244,33 @@ def test_regularisation_pictures_are_read_beside_the_others(tmp_path: Path, make
     told = faults(tmp_path, regularisation=regularisation)
     assert told[0].startswith("a.png has no caption")
     assert told[1].startswith("regularisation/1_cat/b.png cannot be decoded")
+
+
+def test_a_webdataset_sample_is_what_has_the_same_name_up_to_its_first_dot(tmp_path: Path, make_picture: Make) -> None:
+    make_picture("000/a.jpg", caption="a")
+    make_picture("000/a.depth.png", caption=None)  # goes behind the picture that is named by its sample alone
+    make_picture("000/b.left.png", caption=None)
+    make_picture("001/a.png", caption="another a")  # of another shard
+    make_picture("v1.5/c.png", caption="dots in a folder's name")
+    for name, content in (("000/b.txt", "b"), ("000/a.json", "{}"), ("000/a.seg.txt", "no caption")):
+        (tmp_path / "dataset" / name).write_text(content)
+    for name in ("000/a.mask.png", "000/c.mask.png"):
+        make_picture(name, mode="L", caption=None)
+    dataset = read(tmp_path, layout="webdataset", masks=MasksConfig("folder"))
+    assert [(p.name, p.caption, p.mask and p.mask.path.name) for p in dataset.pictures] == [
+        ("000/a.jpg", "a", "a.mask.png"),
+        ("000/b.left.png", "b", None),
+        ("001/a.png", "another a", None),
+        ("v1.5/c.png", "dots in a folder's name", None),
+    ]
+    assert dataset.skipped == (
+        "000/a.depth.png is a further picture of the sample 000/a.",
+        "000/a.json is neither a picture nor a caption.",
+        "000/a.seg.txt is a caption without picture.",
+        "000/c.mask.png is a mask without picture, or there is another for it.",
+    )
+    for name in ("000/b.txt", "000/c.mask.png"):
+        (tmp_path / "dataset" / name).unlink()
+    assert faults(tmp_path, layout="webdataset") == [
+        "000/b.left.png has no caption: write b.txt beside it, or set captions.missing."
+    ]

@@ -46,14 +46,16 @@ FILES = st.dictionaries(NAMES, CONTENTS, max_size=8)
 # Folders in which no single file is at fault, though much of it may be of no use.
 SOUND_ENDINGS = st.sampled_from([*PICTURE_ENDINGS, ".PNG", ".txt", ".TXT", ".caption", ".json", ""])
 SOUND_FOLDERS = st.sampled_from(["", "a/", "10_x/", "10_x/b/", "0_x/", "masks/", "masks/a/", "masks/10_x/"])
-SOUND_NAMES = st.builds("{}{}{}".format, SOUND_FOLDERS, st.sampled_from(["a", "b", "a.b"]), SOUND_ENDINGS)
+SOUND_NAMES = st.builds(
+    "{}{}{}".format, SOUND_FOLDERS, st.sampled_from(["a", "b", "a.b", "a.mask", "b.mask"]), SOUND_ENDINGS
+)
 SOUND = st.dictionaries(SOUND_NAMES, st.sampled_from(READ), max_size=12).map(
     lambda files: {**files, "10_x/z.png": READ[0]}
 )
 CONFIGS = st.fixed_dictionaries(
     {
         "missing_captions": st.sampled_from(["error", "empty", "filename"]),
-        "layout": st.sampled_from(["plain", "plain", "kohya"]),
+        "layout": st.sampled_from(["plain", "kohya", "webdataset"]),
         "masks": st.sampled_from([None, MasksConfig("folder"), MasksConfig("alpha")]),
         "trigger": st.sampled_from([None, "ohwx"]),
     }

@@ -157,3 +157,14 @@ def test_a_field_changes_what_the_trainer_is_told(field):
     default = spec_with(field, DEFAULTS[field]) if field in DEFAULTS else spec_with()
 
     assert changed != trainer_config(default, PLACES, settings)
+
+
+def test_shards_have_the_webdataset_layout():
+    spec = spec_with("dataset.regularisation.uri", "s3://datasets/b-{0..3}.tar")
+    config = trainer_config(spec, PLACES, Settings()).dataset
+    assert config.regularisation is not None
+    assert (config.layout, config.regularisation.layout) == ("plain", "webdataset")
+    assert (
+        trainer_config(spec_with("dataset.uri", "s3://d1/{0..3}.tar"), PLACES, Settings()).dataset.layout
+        == "webdataset"
+    )

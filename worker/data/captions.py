@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.data.config import MissingCaptions
+from worker.data.config import Layout, MissingCaptions
+from worker.data.layout import sample_of
 
 CAPTION_ENDINGS = (".txt", ".caption")  # the first that exists is used
 METADATA_NAME = "metadata.jsonl"
@@ -30,23 +31,31 @@ class Captions:
         files: every file by its path within the folder.
         is_picture: whether a file of that name is one.
         missing: what a picture without caption means.
+        layout: says which file belongs to a picture.
 
     Attributes:
         faults: one sentence each, of metadata files; grows with `of`.
         used: names of the files that captions came from; grows with `of`.
     """
 
-    def __init__(self, files: Mapping[str, Path], is_picture: Callable[[str], bool], missing: MissingCaptions) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, Path],
+        is_picture: Callable[[str], bool],
+        missing: MissingCaptions,
+        layout: Layout = "plain",
+    ) -> None:
         self.faults: list[str] = []
         self.used: set[str] = set()
         self._files = files
         self._missing = missing
+        self._layout: Layout = layout
         self._beside: dict[tuple[str, str], str] = {}
         for name in files:
             stem, ending = posixpath.splitext(name)
             if ending.lower() in CAPTION_ENDINGS:
                 self._beside.setdefault((stem, ending.lower()), name)
-        self._picture_of: dict[str, str] = {}  # name without ending to picture; grows with `of`
+        self._picture_of: dict[str, str] = {}  # sample to picture; grows with `of`
         self._listed: dict[str, tuple[str, str]] = {}  # picture to text and the metadata file's name
         for name in files:
             if posixpath.basename(name) == METADATA_NAME:
@@ -55,7 +64,7 @@ class Captions:
 
     def of(self, name: str, class_tokens: str = "") -> Caption:
         """The caption of the picture `name`. Whatever is wrong with it goes to `faults`, once."""
-        self._picture_of[posixpath.splitext(name)[0]] = name
+        self._picture_of[sample_of(name, self._layout)] = name
         text, source = self._found(name)
         if text:
             return Caption(text, source)
@@ -65,7 +74,7 @@ class Captions:
             stem = posixpath.splitext(posixpath.basename(name))[0]
             return Caption(_one_line(stem.replace("_", " ").replace("-", " ")), "file name")
         if self._missing == "error" and source != "unreadable":
-            wanted = posixpath.splitext(posixpath.basename(name))[0] + CAPTION_ENDINGS[0]
+            wanted = posixpath.basename(sample_of(name, self._layout)) + CAPTION_ENDINGS[0]
             self.faults.append(f"{name} has no caption: write {wanted} beside it, or set captions.missing.")
         return Caption("", "none")
 
@@ -94,7 +103,7 @@ class Captions:
         return ("", "unreadable") if text is None else (_one_line(text), posixpath.splitext(beside)[1].lower())
 
     def _file_beside(self, name: str) -> str | None:
-        stem = posixpath.splitext(name)[0]
+        stem = sample_of(name, self._layout)
         names = (self._beside.get((stem, ending)) for ending in CAPTION_ENDINGS)
         return next((each for each in names if each is not None), None)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 MissingCaptions = Literal["error", "empty", "filename"]
-Layout = Literal["plain", "kohya"]
+Layout = Literal["plain", "kohya", "webdataset"]
 LongCaptions = Literal["error", "cut"]
 LatentsKind = Literal["mean", "drawn"]
 MaskSource = Literal["alpha", "folder"]
@@ -13,7 +13,8 @@ MaskSource = Literal["alpha", "folder"]
 @dataclass(frozen=True)
 class MasksConfig:
     source: MaskSource = "folder"
-    """alpha is the pictures' own channel; folder is `masks/` in the dataset's folder, with the pictures' names."""
+    """alpha is the pictures' own channel; folder is `masks/` in the dataset's folder, with the pictures' names, or
+    in a WebDataset sample `name.mask.png`."""
 
     background: float = 0.0
     """Weight, 0..1, of what the mask leaves out."""
@@ -62,7 +63,8 @@ class DatasetConfig:
     """What a caption of more tokens means: an error, or that its end is cut off, with a warning."""
 
     layout: Layout = "plain"
-    """plain reads the folder with its subfolders; kohya reads folders named `10_name` in it: repeats and class."""
+    """plain reads the folder with its subfolders; kohya reads folders named `10_name` in it: repeats and class;
+    webdataset takes files of the same name up to the first dot for one sample."""
 
     repeats: tuple[tuple[str, int], ...] = ()
     """(subfolder, how often its pictures come up where others come up once); the deepest that fits holds."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from worker.data.captions import Captions
 from worker.data.config import DatasetConfig, regularisation_dataset
-from worker.data.layout import NotRead, place_of
-from worker.data.masks import MASKS_FOLDER, Mask
+from worker.data.layout import NotRead, is_whole, mask_of, place_of, sample_of
+from worker.data.masks import Mask
 from worker.data.pictures import PICTURE_ENDINGS, UNREAD_ENDINGS, OpenedPicture, open_picture
 from worker.errors import DatasetInvalid
 
@@ -84,9 +84,11 @@ class _Folder:
             self.faults.append(f"{what} has no picture ({', '.join(PICTURE_ENDINGS)}) among {len(files)} files.")
 
     def _read(self, files: Mapping[str, Path]) -> None:
-        captions = Captions(files, _is_picture, self._config.missing_captions)
-        self._masks = {posixpath.splitext(name)[0]: name for name in files if self._is_mask(name)}
+        layout = self._config.layout
+        captions = Captions(files, _is_picture, self._config.missing_captions, layout)
+        self._masks = {mask_of(name, layout): name for name in files if self._is_mask(name)}
         self._masks_used: set[str] = set()
+        whole_samples = {posixpath.splitext(name)[0] for name in files if _is_picture(name) and is_whole(name)}
         not_read: dict[str, str] = {}
         notes: defaultdict[str, list[str]] = defaultdict(list)  # what was changed, and in which pictures
         for name, path in files.items():
@@ -94,7 +96,7 @@ class _Folder:
             if (ending not in PICTURE_ENDINGS and ending not in UNREAD_ENDINGS) or self._is_mask(name):
                 continue
             try:
-                place = place_of(name, self._config)
+                place = place_of(name, self._config, whole_samples)
             except NotRead as why:
                 not_read[name] = str(why)
                 continue
@@ -152,7 +154,8 @@ class _Folder:
 
     def _is_mask(self, name: str) -> bool:
         masks = self._config.masks
-        return bool(masks and masks.source == "folder" and name.startswith(MASKS_FOLDER) and _is_picture(name))
+        by_name = masks is not None and masks.source == "folder" and _is_picture(name)
+        return by_name and mask_of(name, self._config.layout) is not None
 
     def _mask(
         self, name: str, path: Path, digest: str, opened: OpenedPicture, files: Mapping[str, Path]
@@ -163,7 +166,7 @@ class _Folder:
             return None
         if options.source == "alpha":
             return None if opened.alpha is None else Mask(path, digest, alpha=True)
-        mask_name = self._masks.get(MASKS_FOLDER + posixpath.splitext(name)[0])
+        mask_name = self._masks.get(sample_of(name, self._config.layout))
         if mask_name is None:
             return None
         self._masks_used.add(mask_name)

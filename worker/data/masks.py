@@ -16,7 +16,6 @@ from worker.data.buckets import Cut, cut_out
 from worker.data.pictures import open_picture
 from worker.errors import DatasetInvalid
 
-MASKS_FOLDER = "masks/"
 LATENT_SIDE_PX = 8  # picture pixels a latent
 
 
