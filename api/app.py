@@ -18,6 +18,7 @@ from api.openapi import describe
 from api.public_address import Allowed
 from api.readiness import Readiness
 from api.routes import artifacts, datasets, events, health, jobs, webhooks
+from jobs.archive import Archive
 from jobs.settings import Settings
 from jobs.storage import Storage
 from jobs.store import Store, open_store
@@ -68,7 +69,9 @@ def create_app(settings: Settings, store: Store | None = None, storage: Storage 
         generate_unique_id_function=lambda route: route.name,
     )
     webhooks_to = Allowed(settings.webhook_allow)
-    app.state.services = Services(settings, store, storage, followers, readiness, webhooks_to)
+    app.state.services = Services(
+        settings, store, storage, followers, readiness, webhooks_to, Archive(store.redis, storage)
+    )
     for routes in (jobs, events, artifacts, datasets, webhooks):
         app.include_router(routes.router, prefix="/v1")
     app.include_router(health.router)

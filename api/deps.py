@@ -11,7 +11,10 @@ from api.auth import find_token, fingerprint_of
 from api.errors import Unauthorized
 from api.public_address import Allowed
 from api.readiness import Readiness
+from jobs.archive import Archive
 from jobs.audit import Actor
+from jobs.errors import JobNotFound
+from jobs.record import JobRecord
 from jobs.settings import Settings
 from jobs.storage import Storage
 from jobs.store import Store
@@ -27,6 +30,19 @@ class Services:
     followers: "AsyncRedis"  # one connection for each person who follows a job; it costs no thread
     readiness: Readiness
     webhooks_to: Allowed  # where a webhook may go
+    archive: Archive
+
+    def find(self, job_id: str, owner: str) -> JobRecord:
+        """An owner's job, from Redis or from the archive.
+
+        Raises:
+            JobNotFound.
+            StorageError: it is archived, and the object store does not answer.
+        """
+        try:
+            return self.store.get(job_id, owner)
+        except JobNotFound:
+            return self.archive.get(job_id, owner)
 
 
 def services(request: Request) -> Services:

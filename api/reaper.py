@@ -1,5 +1,5 @@
 """`python -m api.reaper`: gives back what dead workers held, and wakes what waits. It depends on no idle worker.
-The sender of webhooks runs beside it, in a thread of its own.
+The sender of webhooks and the housekeeping run beside it, in threads of their own.
 
 An attempt is lost when this process has watched its heartbeat not *change* for `lease_s`. So no clock is compared with
 another's, and time that nobody watched counts for nothing: neither an outage of Redis, in which nobody could report,
@@ -19,6 +19,7 @@ from types import FrameType
 
 from redis.exceptions import LockError, RedisError
 
+from api.housekeeping import housekeeping
 from api.logs import set_up_logging
 from api.public_address import Allowed
 from api.webhook_sender import WebhookSender
@@ -27,11 +28,9 @@ from jobs import workers as registry
 from jobs.alive import Pulse
 from jobs.errors import FailureReason, IllegalTransition, JobNotFound, StaleAttempt
 from jobs.gpu_class import GpuClass
-from jobs.mirror import Mirror
 from jobs.outage import Outage
 from jobs.record import Failure
 from jobs.settings import Settings
-from jobs.storage import Storage
 from jobs.store import Store, open_store
 from jobs.writing import RUNNING
 
@@ -185,17 +184,15 @@ def main() -> int:
     settings = Settings()
     store = open_store(settings)
     sender = threading.Thread(target=WebhookSender(store, Allowed(settings.webhook_allow)).run, args=(stop,))
-    mirror = threading.Thread(
-        target=Mirror(store.redis, Storage(settings), settings.reap_every_s).run, args=(stop,), daemon=True
-    )
+    beside = threading.Thread(target=housekeeping, args=(store, settings, stop), daemon=True)
     sender.start()
-    mirror.start()
+    beside.start()
     try:
         Reaper(store, settings.lease_s, settings.reap_every_s, Pulse(settings.alive_file)).run(stop)
     finally:
         stop.set()
         sender.join()
-        mirror.join(10)  # one that hangs on the object store is not waited for: what it has not saved stays noted
+        beside.join(10)  # one that hangs on the object store is not waited for: what it has not done stays noted
     return 0
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
+from jobs.archive_index import Archived
 from jobs.events import Event, Kind
 from jobs.record import Attempt, Failure, JobRecord
 from jobs.spec import JobSpec, Name
@@ -80,6 +81,12 @@ class JobSummary(View):
     updated_at: datetime
     attempts: int = Field(description="How many attempts there were.")
     failure: Failure | None = None
+    archived: bool = Field(default=False, description="It ended long ago, and its record lies in the bucket only.")
+
+    @classmethod
+    def of_archived(cls, job: Archived) -> Self:
+        """The line of an archived job."""
+        return cls(**job.model_dump(exclude={"output_uri"}), archived=True)
 
     @classmethod
     def of(cls, record: JobRecord) -> Self:

@@ -11,16 +11,14 @@ Keys:
 # redis-py types its methods in part.
 
 import logging
-import threading
 import time
 from typing import cast
 
 from redis import Redis
-from redis.exceptions import RedisError, WatchError
+from redis.exceptions import WatchError
 
 from jobs.errors import StorageError
 from jobs.manifest import publish
-from jobs.outage import Outage
 from jobs.record import JobRecord
 from jobs.storage import Storage
 from jobs.uri import S3Uri
@@ -35,20 +33,9 @@ AT_ONCE = 200
 class Mirror:
     """Saves what has changed. Several may run: the newest record is the one that stays."""
 
-    def __init__(self, redis: "Redis", storage: Storage, every_s: float) -> None:
+    def __init__(self, redis: "Redis", storage: Storage) -> None:
         self._redis = redis
         self._storage = storage
-        self._every_s = every_s
-
-    def run(self, stop: threading.Event) -> None:
-        """Save every `every_s` seconds until `stop` is set; servers that are gone are waited for."""
-        outage = Outage(log)
-        while not stop.wait(self._every_s):
-            try:
-                self.save()
-                outage.over()
-            except RedisError as error:
-                outage.met(error)
 
     def save(self) -> int:
         """Save the records that have waited longest. Returns how many are in the bucket now."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from jobs import archive_index
 from jobs.errors import JobNotFound, StorageError
 from jobs.manifest import MANIFEST_NAME, Manifest, own_manifest
 from jobs.mirror import RECORD_NAME
@@ -52,6 +53,10 @@ def _recover(store: Store, storage: Storage, folder: S3Uri, names: list[str], dr
     record = JobRecord.model_validate_json(storage.read(folder / RECORD_NAME))
     if record.output_uri != str(folder):
         raise ValueError(f"It is the record of another folder, {record.output_uri}: it was copied here.")
+    if archived := archive_index.find(store.redis, record.owner, record.id):
+        return Recovered(
+            folder=str(folder), state="known", job_id=record.id, owner=record.owner, status=archived.status
+        )
     new = _restored(record, names, record.commit or _published(storage, folder, names, record.id))
     known = _known(store, record.id) if dry_run else not store.restore(new)
     status = store.get(record.id).status if known else new.status

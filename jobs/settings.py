@@ -134,6 +134,17 @@ class Settings(BaseSettings):
         default=30.0, ge=0, description="Wait before a failed job is tried again; doubles each time, with jitter."
     )
     retry_wait_max_s: float = Field(default=900.0, ge=0, description="The longest such wait.")
+    archive_after_days: float | None = Field(
+        default=90.0,
+        ge=8,
+        description="Jobs that ended so long ago leave Redis for the bucket; they are listed and shown as before. At "
+        "least 8: an Idempotency-Key may name a job for seven days.",
+    )
+    keep_checkpoints_days: float = Field(
+        default=30.0,
+        gt=0,
+        description="How long the checkpoints of a job that failed are kept for loraq retry; a retry begins it anew.",
+    )
     max_queued_per_owner: int = Field(
         default=1000, ge=1, description="Jobs of one owner that may wait; more are refused with 429."
     )

@@ -10,8 +10,9 @@ of the whole object. SigV4 and path-style addresses everywhere.
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
+from botocore.exceptions import ClientError
 from tenacity import (
     Retrying,
     retry_if_exception_type,
@@ -183,7 +185,7 @@ class Storage:
             How many there were.
         """
         aborted = 0
-        with named_errors(folder):
+        with named_errors(folder), _none_if_there_never_was_one():
             listing = self._client.get_paginator("list_multipart_uploads")
             for page in listing.paginate(Bucket=folder.bucket, Prefix=folder.key):
                 for each in page.get("Uploads", []):
@@ -216,6 +218,16 @@ class Storage:
         except ObjectNotFound:
             with named_errors(S3Uri(bucket, "")):
                 self._client.create_bucket(Bucket=bucket)
+
+
+@contextmanager
+def _none_if_there_never_was_one() -> Generator[None]:
+    """rclone says NoSuchUpload of a bucket that never had an upload in parts."""
+    try:
+        yield
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") != "NoSuchUpload":
+            raise
 
 
 def _client(settings: Settings, endpoint_url: str | None) -> "S3Client":

@@ -31,7 +31,7 @@ from jobs.records import Also, Records, check_fence, decode
 from jobs.retries import RetryPolicy
 from jobs.settings import Settings
 from jobs.status import Status
-from jobs.writing import RUNNING, holds_key, record_key
+from jobs.writing import RUNNING, holds_key, progress_key, record_key
 
 IDEMPOTENCY_DAYS = 7
 
@@ -127,20 +127,18 @@ class Store(Records):
         if limit is not None and self.redis.zcard(turns.index_key(owner, Status.QUEUED)) >= limit:
             raise TooManyJobs(limit)
 
-    def retry(self, job_id: str, owner: str | None = None, also: Also | None = None) -> JobRecord:
+    def retry(self, old: JobRecord, also: Also | None = None) -> JobRecord:
         """Submit a failed or cancelled job anew; it goes on from the old one's newest checkpoint.
 
         A final status never changes, so this is another job. Asked twice, it gives the same one.
 
         Raises:
             NotRetryable: the job has not ended, or ended well.
-            JobNotFound.
         """
-        old = self.get(job_id, owner)
         if old.status not in (Status.FAILED, Status.CANCELLED):
-            raise NotRetryable(f"Job {job_id} is {old.status}: only one that failed or was cancelled is tried again.")
+            raise NotRetryable(f"Job {old.id} is {old.status}: only one that failed or was cancelled is tried again.")
         new = JobRecord.create(old.owner, old.spec, retry_of=(old.id, *old.retry_of))
-        return self.submit(new, f"retry of {job_id}", also)
+        return self.submit(new, f"retry of {old.id}", also)
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
@@ -234,7 +232,7 @@ class Store(Records):
                     record = decode(job_id, cast(bytes | None, pipeline.get(record_key(job_id))))
                     check_fence(record, progress.attempt)
                     pipeline.multi()
-                    pipeline.set(_progress_key(job_id), progress.model_dump_json())
+                    pipeline.set(progress_key(job_id), progress.model_dump_json())
                     pipeline.zadd(RUNNING, {job_id: time.time()})
                     for kind, data in happened:
                         events.append(pipeline, job_id, kind, progress.attempt, dict(data))
@@ -245,7 +243,7 @@ class Store(Records):
 
     def progress(self, job_id: str) -> Progress | None:
         """Where the running attempt stands; None before the first report."""
-        raw = cast(bytes | None, self.redis.get(_progress_key(job_id)))
+        raw = cast(bytes | None, self.redis.get(progress_key(job_id)))
         return Progress.model_validate_json(raw) if raw else None
 
     # -- watching over attempts ---------------------------------------------------------------------------------------
@@ -352,10 +350,6 @@ def _begin(record: JobRecord, worker: str) -> JobRecord:
     if record.status is not Status.QUEUED or record.not_before is not None:
         raise _NothingToClaim
     return begin_attempt(record, worker)
-
-
-def _progress_key(job_id: str) -> str:
-    return f"loraq:job:{job_id}:progress"
 
 
 def _idempotency_key(owner: str, key: str) -> str:

@@ -9,7 +9,7 @@ Keys:
     loraq:holds:{worker}            which job and attempt a worker holds: "<id> <attempt>"
 
 jobs/turns.py has the keys of those that wait, jobs/mirror.py of those to be copied, jobs/webhooks.py of who is to be
-told of an end.
+told of an end, jobs/archive_index.py of those that have ended, jobs/leftovers.py of what they left.
 """
 
 # pyright: reportUnknownMemberType=false
@@ -19,7 +19,8 @@ import time
 
 from redis.client import Pipeline
 
-from jobs import events, turns, webhooks
+from jobs import events, leftovers, turns, webhooks
+from jobs.archive_index import ENDED
 from jobs.queue import Queues, extra_ticket, ticket_of
 from jobs.record import JobRecord
 from jobs.status import Status
@@ -36,6 +37,20 @@ def record_key(job_id: str) -> str:
 def holds_key(worker: str) -> str:
     """The Redis key of what a worker holds."""
     return f"loraq:holds:{worker}"
+
+
+def progress_key(job_id: str) -> str:
+    """The Redis key of where a job's running attempt stands."""
+    return f"loraq:job:{job_id}:progress"
+
+
+def forget(pipeline: "Pipeline", record: JobRecord) -> None:
+    """Take a job that has ended out of Redis, inside the caller's transaction, which watches the record."""
+    pipeline.delete(record_key(record.id), events.stream_key(record.id), progress_key(record.id))
+    for status in (None, record.status):
+        pipeline.zrem(turns.index_key(record.owner, status), record.id)
+    pipeline.zrem(UNSAVED, record.id)
+    pipeline.zrem(ENDED, record.id)
 
 
 class Writer:
@@ -57,6 +72,7 @@ class Writer:
         number = new.attempt.number if new.attempt else 0
         if old is None:
             pipeline.zadd(turns.index_key(new.owner, None), {new.id: 0})
+            leftovers.keep_for(pipeline, new)
         if old is None or old.status is not new.status:
             if old is not None:
                 pipeline.zrem(turns.index_key(new.owner, old.status), new.id)
@@ -69,6 +85,8 @@ class Writer:
             self._turn(pipeline, old, new)
             if new.status.final:
                 webhooks.put(pipeline, new)
+                leftovers.note_end(pipeline, new)
+                pipeline.zadd(ENDED, {new.id: new.updated_at.timestamp()})
         elif old.cancel_requested_at is None and new.cancel_requested_at is not None:
             events.append(pipeline, new.id, "cancel_requested", number, {})
         elif new.status is Status.QUEUED and old.not_before is not None and new.not_before is None:

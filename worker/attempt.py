@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs import events
+from jobs.checkpoint import delete_checkpoints
 from jobs.errors import FailureReason, IllegalTransition, ObjectNotFound, StorageError, StorageUnavailable
 from jobs.gpu_class import GpuClass
 from jobs.manifest import MANIFEST_NAME, ManifestFile, attempt_folder, manifest_of, own_manifest
@@ -30,7 +31,6 @@ from worker.checkpoints import (
     CheckpointDamaged,
     CheckpointUploads,
     StoredCheckpoint,
-    delete_checkpoints,
     fetch_checkpoint,
     find_checkpoints,
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from jobs.checkpoint import MARKER_NAME, CheckpointMarker
+from jobs.checkpoint import MARKER_NAME, CheckpointMarker, is_marker
 from jobs.errors import LoraqError
 from jobs.manifest import ManifestFile, attempt_folder, describe_file, describe_folder, sha256_of
 from jobs.storage import Storage, StoredObject
@@ -41,7 +41,7 @@ class StoredCheckpoint:
 
 def find_checkpoints(storage: Storage, output_uri: S3Uri) -> list[StoredCheckpoint]:
     """Every checkpoint below a job's output folder that has its marker, the newest first."""
-    found = [_stored(each) for each in storage.list(output_uri / "attempts/") if _is_marker(each)]
+    found = [_stored(each) for each in storage.list(output_uri / "attempts/") if is_marker(each)]
     return sorted(found, key=lambda each: (each.step, each.attempt), reverse=True)
 
 
@@ -165,22 +165,12 @@ class CheckpointUploads:
     def _prune(self) -> None:
         """Delete all but the newest, marker first, so that none is ever half there and looks whole."""
         objects = self._storage.list(self._output_uri / "attempts/")
-        markers = sorted(filter(_is_marker, objects), key=lambda each: _stored(each).step, reverse=True)
+        markers = sorted(filter(is_marker, objects), key=lambda each: _stored(each).step, reverse=True)
         for marker in markers[self._keep :]:
             folder = _stored(marker).folder
             inside = [each.uri for each in objects if each.uri.key.startswith(folder.key) and each is not marker]
             self._storage.delete([marker.uri])
             self._storage.delete(inside)
-
-
-def delete_checkpoints(storage: Storage, output_uri: S3Uri) -> None:
-    """Delete every checkpoint of a job, whole or not: nothing will go on from one."""
-    objects = [each for each in storage.list(output_uri / "attempts/") if "/checkpoints/step-" in each.uri.key]
-    storage.delete([each.uri for each in sorted(objects, key=_is_marker, reverse=True)])
-
-
-def _is_marker(each: StoredObject) -> bool:
-    return "/checkpoints/step-" in each.uri.key and each.uri.key.endswith(f"/{MARKER_NAME}")
 
 
 def _stored(marker: StoredObject) -> StoredCheckpoint:

@@ -1,4 +1,4 @@
-"""A folder for one attempt, gone afterwards. Those of attempts that were killed go when the next one begins."""
+"""A folder for one attempt, gone afterwards. Those of attempts that were killed go at the next start."""
 
 import fcntl
 import logging

@@ -33,7 +33,7 @@ from jobs.record import Failure, now
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.workers import WorkerInfo
-from worker import attempt, stop  # noqa: F401  (imported before the fork, so that every horse starts at once)
+from worker import attempt, scratch, stop  # noqa: F401  (imported before the fork, so that every horse starts at once)
 from worker.lifeline import die_with_parent
 from worker.own_class import OwnClass, own_class
 
@@ -242,6 +242,7 @@ def work(store: Store, settings: Settings, once: bool = False) -> int:
         ClassTooLarge: LORAQ_WORKER_CLASS asks for more than there is.
     """
     pulse = Pulse(settings.alive_file)
+    scratch.collect(settings.data_dir.expanduser() / "scratch")  # of a worker that was killed, with its attempt
     while True:
         try:
             worker = open_worker(store, settings, pulse)

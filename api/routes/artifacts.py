@@ -23,7 +23,7 @@ EXPIRES_S = 3600
 @router.get("/jobs/{job_id}/artifacts", responses=problems(401, 404, 409, 422, 503))
 def list_artifacts(actor: ActorDep, services: ServicesDep, job_id: str) -> Artifacts:
     """What the job left: weights, pictures, curves and logs. All of it or nothing: there is no half output."""
-    record = services.store.get(job_id, actor.owner)
+    record = services.find(job_id, actor.owner)
     if record.status is not Status.SUCCEEDED:
         raise NoArtifactsYet(_why_none(record))
     folder = S3Uri.parse(record.output_uri)

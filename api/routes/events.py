@@ -14,6 +14,8 @@ from api.following import follow as follow_job
 from api.openapi import EVENT_STREAM, problems
 from api.schemas import JobEvent
 from jobs import events
+from jobs.events import MAX_EVENTS
+from jobs.record import JobRecord
 
 router = APIRouter(tags=["jobs"])
 
@@ -51,12 +53,15 @@ async def list_or_follow(
     Each event's `data` is JSON: id, kind, at, attempt, data.
     """
     as_list = "application/json" in accept and "text/event-stream" not in accept
-    record = await run_in_threadpool(services.store.get, job_id, owner)
+    record = await run_in_threadpool(services.find, job_id, owner)
+    archived = record.status.final and await run_in_threadpool(services.archive.holds, record)
     if follow and not as_list:
-        if record.status.final and not await run_in_threadpool(_read, services, job_id, after, 1):
+        if record.status.final and not await run_in_threadpool(_read, services, record, archived, after, 1):
             return Response(status_code=204)
-        return EventSourceResponse(map_events(follow_job(services, job_id, after)), ping=HEARTBEAT_S)
-    present = await run_in_threadpool(_read, services, job_id, after, limit)
+        if not archived:
+            return EventSourceResponse(map_events(follow_job(services, job_id, after)), ping=HEARTBEAT_S)
+        limit = MAX_EVENTS * 2  # all of them: the number that is kept is approximate
+    present = await run_in_threadpool(_read, services, record, archived, after, limit)
     if as_list:
         return Response(_EVENT_LIST.dump_json(present), media_type="application/json")
     return EventSourceResponse(map_events(_each(present)), ping=HEARTBEAT_S)
@@ -73,5 +78,7 @@ async def _each(present: list[JobEvent]) -> AsyncIterator[JobEvent]:
         yield event
 
 
-def _read(services: ServicesDep, job_id: str, after: str, limit: int) -> list[JobEvent]:
-    return [JobEvent.of(event) for event in events.read(services.store.redis, job_id, after, limit)]
+def _read(services: ServicesDep, record: JobRecord, archived: bool, after: str, limit: int) -> list[JobEvent]:
+    if archived:
+        return [JobEvent.of(event) for event in services.archive.events(record, after, limit)]
+    return [JobEvent.of(event) for event in events.read(services.store.redis, record.id, after, limit)]

@@ -8,8 +8,9 @@ from api.bodies import spec_body, submitted_spec
 from api.deps import ActorDep, OwnerDep, ServicesDep
 from api.openapi import SPEC_BODY, problems
 from api.schemas import Job, JobPage, JobSummary, ValidSpec
-from jobs import webhooks
+from jobs import archive_index, webhooks
 from jobs.audit import Action, noting
+from jobs.errors import JobNotFound
 from jobs.needs import adapter_weights
 from jobs.record import JobRecord, now
 from jobs.status import Status
@@ -74,13 +75,19 @@ def list_jobs(
 ) -> JobPage:
     """Your jobs, newest first."""
     page = services.store.page(owner, status, cursor, limit)
-    return JobPage(jobs=tuple(map(JobSummary.of, page.jobs)), next_cursor=page.next_cursor)
+    # Read second: one that is archived in between is in one of both, or in both.
+    archived = archive_index.newest(services.store.redis, owner, status, cursor, limit + 1)
+    found = {each.id: JobSummary.of_archived(each) for each in archived}
+    found |= {record.id: JobSummary.of(record) for record in page.jobs}
+    newest = sorted(found.values(), key=lambda job: job.id, reverse=True)[:limit]
+    more = page.next_cursor is not None or len(found) > limit
+    return JobPage(jobs=tuple(newest), next_cursor=newest[-1].id if more and newest else None)
 
 
 @router.get("/jobs/{job_id}", responses=problems(401, 404, 422, 503))
 def show(owner: OwnerDep, services: ServicesDep, job_id: str) -> Job:
     """One job, with where it stands."""
-    return _view(services, services.store.get(job_id, owner))
+    return _view(services, services.find(job_id, owner))
 
 
 @router.post(
@@ -90,7 +97,10 @@ def show(owner: OwnerDep, services: ServicesDep, job_id: str) -> Job:
 def cancel(actor: ActorDep, services: ServicesDep, job_id: str, response: Response) -> Job:
     """Cancel a job: a waiting one at once, a running one as soon as it can. One that has ended stays as it is."""
     with noting(actor, Action.CANCEL) as note:
-        record = services.store.request_cancel(job_id, actor.owner, note)
+        try:
+            record = services.store.request_cancel(job_id, actor.owner, note)
+        except JobNotFound:
+            record = services.archive.get(job_id, actor.owner)
     if record.status.running:
         response.status_code = 202
     return _view(services, record)
@@ -108,7 +118,7 @@ def retry(actor: ActorDep, services: ServicesDep, job_id: str, response: Respons
     """Submit a failed or cancelled job anew, as a new job: it goes on from the old one's newest checkpoint."""
     asked_at = now()
     with noting(actor, Action.RETRY) as note:
-        record = services.store.retry(job_id, actor.owner, note)
+        record = services.store.retry(services.find(job_id, actor.owner), note)
     if record.created_at < asked_at:
         response.status_code = 200
     response.headers["Location"] = f"/v1/jobs/{record.id}"

@@ -241,7 +241,7 @@ def test_a_retry_goes_on_from_the_old_job_s_checkpoint(store, storage, worker, j
     process.wait(30)
     store.change(job.id, lambda record: record.model_copy(update={"status": Status.FAILED}))
     newest = max(checkpoints(storage, job))
-    again = store.retry(job.id)
+    again = store.retry(store.get(job.id))
     worker()
 
     record = wait_for(store, again.id, ended)

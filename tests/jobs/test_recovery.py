@@ -33,7 +33,7 @@ def submit(store, make_spec, root):
 
 @pytest.fixture
 def mirror(store, storage) -> Mirror:
-    return Mirror(store.redis, storage, every_s=1)
+    return Mirror(store.redis, storage)
 
 
 def copy_of(storage, record) -> JobRecord:
@@ -70,10 +70,10 @@ def test_a_change_while_it_is_saved_and_an_outage_of_the_bucket_lose_nothing(sto
         def write(self, uri, data):
             raise StorageUnavailable("gone")
 
-    assert Mirror(store.redis, Gone(), 1).save() == 0
-    assert Mirror(store.redis, Slow(), 1).save() == 0
+    assert Mirror(store.redis, Gone()).save() == 0
+    assert Mirror(store.redis, Slow()).save() == 0
     assert store.redis.zcard(UNSAVED) == 1
-    Mirror(store.redis, storage, 1).save()
+    Mirror(store.redis, storage).save()
     assert copy_of(storage, job) == store.get(job.id)
     assert store.redis.zcard(UNSAVED) == 0
 

@@ -82,13 +82,13 @@ def test_waits_double_up_to_a_limit_with_jitter():
 def test_a_retry_is_a_new_job_that_knows_the_old_one(store, make_spec):
     old = store.submit(JobRecord.create("me", make_spec()))
     with pytest.raises(NotRetryable, match="queued"):
-        store.retry(old.id, "me")
+        store.retry(store.get(old.id))
     store.request_cancel(old.id)
 
-    new = store.retry(old.id, "me")
+    new = store.retry(store.get(old.id))
 
     assert new.id != old.id
     assert new.retry_of == (old.id,)
     assert new.checkpoint_uris == (new.output_uri, old.output_uri)
-    assert store.retry(old.id, "me") == new
+    assert store.retry(store.get(old.id)) == new
     assert store.get(old.id).status is Status.CANCELLED

@@ -14,7 +14,7 @@ from rq import Worker
 
 from jobs.record import JobRecord, now
 from jobs.status import Status
-from worker.service import AttemptWorker, open_worker
+from worker.service import AttemptWorker, open_worker, work
 
 
 def test_parent_and_horse_import_no_torch():
@@ -114,3 +114,15 @@ def test_a_first_sigterm_that_finds_the_horse_gone_is_no_error(watching, horse):
     horse.wait()
 
     watching.handle_warm_shutdown_request()
+
+
+@pytest.mark.integration
+def test_scratch_of_a_worker_that_was_killed_is_collected_when_the_next_one_starts(store, settings, monkeypatch):
+    left = settings.data_dir / "scratch" / "job-1-abcd"
+    left.mkdir(parents=True)
+    left.with_name("job-1-abcd.lock").touch()
+    monkeypatch.setattr(AttemptWorker, "work", lambda self, **_: None)
+
+    work(store, settings, once=True)
+
+    assert not left.exists()
