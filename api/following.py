@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.deps import Services
 from api.schemas import JobEvent
+from jobs.errors import JobNotFound
 from jobs.events import decode, stream_key
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ BATCH = 500
 async def follow(services: Services, job_id: str, after: str) -> AsyncIterator[JobEvent]:
     """Events behind the event `after`; ends behind the one in which the job ended.
 
-    When Redis goes away it ends early: whoever follows asks again from the last event that came.
+    When Redis goes away, or the job into the archive, it ends early: whoever follows asks again from the last event
+    that came.
     """
     try:
         while True:
@@ -41,3 +43,5 @@ async def follow(services: Services, job_id: str, after: str) -> AsyncIterator[J
                 return
     except RedisError as error:
         log.warning("Following job %s ended early, Redis does not answer: %s", job_id, error, extra={"job_id": job_id})
+    except JobNotFound:
+        log.info("Following job %s ended early: it was archived", job_id, extra={"job_id": job_id})

@@ -86,7 +86,7 @@ class JobSummary(View):
     @classmethod
     def of_archived(cls, job: Archived) -> Self:
         """The line of an archived job."""
-        return cls(**job.model_dump(exclude={"output_uri"}), archived=True)
+        return cls(**job.model_dump(exclude={"output_uri", "sha256"}), archived=True)
 
     @classmethod
     def of(cls, record: JobRecord) -> Self:

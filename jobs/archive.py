@@ -7,6 +7,7 @@ is listed and found. Killed between the two, the copies are made once more. Seve
 # pyright: reportUnknownMemberType=false
 # redis-py types its methods in part.
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator
@@ -35,11 +36,11 @@ LATER_S = 3600.0
 
 
 class ArchiveLost(JobNotFound):
-    """A job was archived, and its folder is gone from the bucket."""
+    """A job was archived, and what lies in the bucket is not what was put there."""
 
-    def __init__(self, job_id: str, folder: str) -> None:
+    def __init__(self, job_id: str, uri: S3Uri, what: str) -> None:
         super().__init__(job_id)
-        self.args = (f"Job {job_id} was archived, and its record is gone from {folder}: somebody has deleted it.",)
+        self.args = (f"Job {job_id} was archived, and somebody has {what} {uri} since.",)
 
 
 class Archiver:
@@ -81,7 +82,7 @@ class Archiver:
                 if pipeline.get(record_key(job_id)) != raw:
                     return False  # another archiver was faster
                 pipeline.multi()
-                archive_index.add(pipeline, record)
+                archive_index.add(pipeline, record, hashlib.sha256(raw).hexdigest())
                 forget(pipeline, record)
                 pipeline.execute()
             except WatchError:
@@ -119,27 +120,39 @@ class Archive:
 
         Raises:
             JobNotFound: there is none of that id.
-            ArchiveLost: somebody has deleted its record.
+            ArchiveLost: somebody has deleted or changed its record.
             StorageError.
         """
         entry = archive_index.find(self._redis, owner, job_id)
         if entry is None:
             raise JobNotFound(job_id)
+        uri = S3Uri.parse(entry.output_uri) / RECORD_NAME
         try:
-            return JobRecord.model_validate_json(self._storage.read(S3Uri.parse(entry.output_uri) / RECORD_NAME))
+            raw = self._storage.read(uri)
         except ObjectNotFound:
-            raise ArchiveLost(job_id, entry.output_uri) from None
+            raise ArchiveLost(job_id, uri, "deleted") from None
+        if hashlib.sha256(raw).hexdigest() != entry.sha256:
+            raise ArchiveLost(job_id, uri, "changed")
+        return JobRecord.model_validate_json(raw)
 
     def holds(self, record: JobRecord) -> bool:
         """Whether the job's events lie in the bucket."""
         return archive_index.find(self._redis, record.owner, record.id) is not None
 
     def events(self, record: JobRecord, after: str, limit: int | None = None) -> list[Event]:
-        """Events of an archived job behind the event `after`, oldest first; none if somebody has deleted them."""
+        """Events of an archived job behind the event `after`, oldest first; none if somebody has deleted them.
+
+        Raises:
+            ArchiveLost: somebody has changed them into what are no events.
+            StorageError.
+        """
+        folder = S3Uri.parse(record.output_uri)
         try:
-            found = _read_events(self._storage, S3Uri.parse(record.output_uri))
+            found = _read_events(self._storage, folder)
         except ObjectNotFound:
             return []
+        except ValidationError:
+            raise ArchiveLost(record.id, folder / EVENTS_NAME, "changed") from None
         return [event for event in found if _place(event.id) > _place(after)][:limit]
 
 

@@ -37,9 +37,10 @@ class Archived(BaseModel):
     attempts: int
     failure: Failure | None
     output_uri: str  # where its record lies
+    sha256: str  # of its record's bytes there: whoever may write into the folder may not change the job
 
     @classmethod
-    def of(cls, record: JobRecord) -> Self:
+    def of(cls, record: JobRecord, sha256: str) -> Self:
         """The entry of a record."""
         return cls(
             id=record.id,
@@ -50,12 +51,14 @@ class Archived(BaseModel):
             attempts=len(record.attempts),
             failure=record.failure,
             output_uri=record.output_uri,
+            sha256=sha256,
         )
 
 
-def add(pipeline: "Pipeline", record: JobRecord) -> None:
-    """Note that a record lies in the bucket, inside the caller's transaction."""
-    pipeline.zadd(_key(record.owner, record.status), {f"{record.id} {Archived.of(record).model_dump_json()}": 0})
+def add(pipeline: "Pipeline", record: JobRecord, sha256: str) -> None:
+    """Note that a record lies in the bucket, as bytes of this sum, inside the caller's transaction."""
+    entry = Archived.of(record, sha256).model_dump_json()
+    pipeline.zadd(_key(record.owner, record.status), {f"{record.id} {entry}": 0})
 
 
 def find(redis: "Redis", owner: str, job_id: str) -> Archived | None:

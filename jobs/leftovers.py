@@ -84,9 +84,9 @@ class Sweeper:
         return cleaned
 
     def _clean(self, folder: str) -> None:
-        self._storage.abort_uploads(S3Uri.parse(folder))
         if self._redis.zscore(KEPT, folder) is None:
             self._drop_checkpoints(folder)
+        self._storage.abort_uploads(S3Uri.parse(folder))
 
     def _drop_checkpoints(self, folder: str) -> None:
         delete_checkpoints(self._storage, S3Uri.parse(folder))

@@ -180,12 +180,13 @@ class Storage:
 
     def abort_uploads(self, folder: S3Uri) -> int:
         """End multipart uploads below `folder` that were begun and never ended; they cost room and show nowhere.
+        A server that cannot list them has none, as far as we can do anything about it.
 
         Returns:
             How many there were.
         """
         aborted = 0
-        with named_errors(folder), _none_if_there_never_was_one():
+        with named_errors(folder), _none_where_none_are_listed():
             listing = self._client.get_paginator("list_multipart_uploads")
             for page in listing.paginate(Bucket=folder.bucket, Prefix=folder.key):
                 for each in page.get("Uploads", []):
@@ -221,12 +222,12 @@ class Storage:
 
 
 @contextmanager
-def _none_if_there_never_was_one() -> Generator[None]:
-    """rclone says NoSuchUpload of a bucket that never had an upload in parts."""
+def _none_where_none_are_listed() -> Generator[None]:
+    """rclone says NoSuchUpload of a bucket that never had an upload in parts; some servers do not list them at all."""
     try:
         yield
     except ClientError as error:
-        if error.response.get("Error", {}).get("Code") != "NoSuchUpload":
+        if error.response.get("Error", {}).get("Code") not in ("NoSuchUpload", "NotImplemented", "MethodNotAllowed"):
             raise
 
 

@@ -54,14 +54,13 @@ async def list_or_follow(
     """
     as_list = "application/json" in accept and "text/event-stream" not in accept
     record = await run_in_threadpool(services.find, job_id, owner)
-    archived = record.status.final and await run_in_threadpool(services.archive.holds, record)
     if follow and not as_list:
-        if record.status.final and not await run_in_threadpool(_read, services, record, archived, after, 1):
+        if record.status.final and not await run_in_threadpool(_read, services, record, after, 1):
             return Response(status_code=204)
-        if not archived:
+        if not record.status.final or not await run_in_threadpool(services.archive.holds, record):
             return EventSourceResponse(map_events(follow_job(services, job_id, after)), ping=HEARTBEAT_S)
         limit = MAX_EVENTS * 2  # all of them: the number that is kept is approximate
-    present = await run_in_threadpool(_read, services, record, archived, after, limit)
+    present = await run_in_threadpool(_read, services, record, after, limit)
     if as_list:
         return Response(_EVENT_LIST.dump_json(present), media_type="application/json")
     return EventSourceResponse(map_events(_each(present)), ping=HEARTBEAT_S)
@@ -78,7 +77,9 @@ async def _each(present: list[JobEvent]) -> AsyncIterator[JobEvent]:
         yield event
 
 
-def _read(services: ServicesDep, record: JobRecord, archived: bool, after: str, limit: int) -> list[JobEvent]:
-    if archived:
-        return [JobEvent.of(event) for event in services.archive.events(record, after, limit)]
-    return [JobEvent.of(event) for event in events.read(services.store.redis, record.id, after, limit)]
+def _read(services: ServicesDep, record: JobRecord, after: str, limit: int) -> list[JobEvent]:
+    found = list(events.read(services.store.redis, record.id, after, limit))
+    # Asked second: a job that is archived in between is in one of both.
+    if not found and record.status.final and services.archive.holds(record):
+        found = services.archive.events(record, after, limit)
+    return [JobEvent.of(event) for event in found]

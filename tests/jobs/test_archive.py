@@ -199,12 +199,27 @@ def test_recovery_leaves_archived_jobs_where_they_are_and_brings_them_back_whole
     assert archive.events(job, "0-0") == told
 
 
+def test_a_record_that_somebody_has_changed_in_the_bucket_is_not_believed(storage, archiver, archive, ended):
+    job = ended()
+    archiver.archive()
+    folder = S3Uri.parse(job.output_uri)
+    output = job.spec.output.model_copy(update={"uri": "s3://outputs/bob/"})
+    forged = job.model_copy(update={"spec": job.spec.model_copy(update={"output": output})})
+    storage.write(folder / RECORD_NAME, forged.model_dump_json().encode())
+    storage.write(folder / EVENTS_NAME, b"no event")
+
+    with pytest.raises(ArchiveLost, match=f"somebody has changed .*{RECORD_NAME}"):
+        archive.get(job.id, "alice")
+    with pytest.raises(ArchiveLost, match=f"somebody has changed .*{EVENTS_NAME}"):
+        archive.events(job, "0-0")
+
+
 def test_a_record_that_somebody_has_deleted_is_told_from_none(storage, archiver, archive, ended):
     job = ended()
     archiver.archive()
     storage.delete([S3Uri.parse(job.output_uri) / name for name in (RECORD_NAME, EVENTS_NAME)])
 
-    with pytest.raises(ArchiveLost, match="somebody has deleted it"):
+    with pytest.raises(ArchiveLost, match=f"somebody has deleted .*{RECORD_NAME}"):
         archive.get(job.id, "alice")
     assert archive.events(job, "0-0") == []
 
