@@ -74,6 +74,7 @@ def _only_opened(settings: Settings, owner: str) -> Check:
         uris = (
             ("base_model", spec.base_model, check_readable),
             *((field, uri, check_readable) for field, uri in spec.dataset.uris().items()),
+            *([("lora.init_from", spec.lora.init_from, check_readable)] if spec.lora.init_from else []),
             ("output.uri", spec.output.uri, check_writable),
         )
         for field, uri, check_opened in uris:

@@ -210,6 +210,11 @@ class LoRASpec(Section):
     rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank).")
     dora: bool = Field(default=False, description="DoRA: train each output's length apart from its direction.")
     text_encoders: TextLoRASpec | None = Field(default=None, description="On both text encoders too; null: off.")
+    init_from: SourceUri | None = Field(
+        default=None,
+        description="LoRA to go on from, a .safetensors file with kohya's names or PEFT's, of the same layers, rank "
+        "and alpha: s3://, or file:///; null: an update of zero.",
+    )
 
     @model_validator(mode="after")
     def _has_targets(self) -> Self:

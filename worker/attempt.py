@@ -105,6 +105,7 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
             dataset=folders["dataset.uri"],
             regularisation=folders.get("dataset.regularisation.uri"),
             base_model=inputs.base_model(record.spec.base_model, lease.check),
+            init_from=inputs.adapter(record.spec.lora.init_from, lease.check) if record.spec.lora.init_from else None,
             output=output,
             cache=data_dir / "cache",
         )

@@ -29,6 +29,7 @@ class Places:
     base_model: Path  # .safetensors file, or folder in diffusers' layout
     dataset: Path  # folder of pictures and captions
     regularisation: Path | None  # another
+    init_from: Path | None  # .safetensors file of an adapter
     output: Path  # folder that the trainer fills
     cache: Path  # latents and text embeddings, shared by all jobs of this worker
 
@@ -85,7 +86,7 @@ def trainer_config(spec: JobSpec, places: Places, settings: Settings) -> Trainer
             ema_decay=training.ema.decay if training.ema else None,
             ema_device=training.ema.device if training.ema else "training",
         ),
-        lora=_lora_config(spec),
+        lora=_lora_config(spec, places.init_from),
         resolution=training.resolution,
         batch_size=training.batch_size,
         checkpointing=spec.memory.checkpointing or "all",
@@ -111,7 +112,7 @@ def _regularisation(spec: RegularisationSpec | None, folder: Path | None) -> Reg
     )
 
 
-def _lora_config(spec: JobSpec) -> LoRAConfig:
+def _lora_config(spec: JobSpec, init_from: Path | None) -> LoRAConfig:
     lora, text = spec.lora, spec.lora.text_encoders
     rate = spec.training.optimizer.learning_rate
     return LoRAConfig(
@@ -125,4 +126,5 @@ def _lora_config(spec: JobSpec) -> LoRAConfig:
         rslora=lora.rslora,
         dora=lora.dora,
         text_encoders=text and TextLoRAConfig(text.targets, (text.learning_rate or rate) / rate),
+        init_from=init_from and str(init_from),
     )

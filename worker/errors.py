@@ -3,7 +3,7 @@
 TrainerError               a person can act on it; `reason` is one of jobs.errors.FailureReason, by value
 ├── DatasetInvalid         a picture, a caption or the folder is at fault, and the message names the file
 ├── BaseModelInvalid       the checkpoint is not a whole SDXL base model
-├── LoRAInvalid            rank or targets do not fit the U-Net
+├── LoRAInvalid            rank or targets do not fit the U-Net, or a LoRA's file does not fit them
 ├── NanLoss                the loss or the latents are no longer finite
 ├── GpusMissing            CUDA shows fewer GPUs than were asked for
 ├── CheckpointInvalid      a checkpoint is incomplete or damaged

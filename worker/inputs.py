@@ -1,4 +1,4 @@
-"""What an attempt needs before it can train: the base model and the dataset, on this machine."""
+"""What an attempt needs before it can train: base model, dataset, a LoRA to go on from, all on this machine."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ MAX_DATASET_FILES = 100_000
 
 
 class InputMissing(LoraqError):
-    """The base model or the dataset is not where the spec says."""
+    """The base model, the dataset or the LoRA to go on from is not where the spec says."""
 
     code = "input_missing"
 
@@ -44,8 +44,17 @@ class Inputs:
         address = S3Uri.parse(uri)
         if not address.key.endswith((".safetensors", ".ckpt", ".pt")):
             return self._folder(address.folder(), FailureReason.BASE_MODEL_INVALID, "base_model", on_bytes)
-        model = self._object(address, FailureReason.BASE_MODEL_INVALID, "base_model")
-        return self._downloads.fetch([model], _folder_of(address), on_bytes) / address.key.rpartition("/")[2]
+        return self._file(address, FailureReason.BASE_MODEL_INVALID, "base_model", on_bytes)
+
+    def adapter(self, uri: str, on_bytes: Callable[[int], None]) -> Path:
+        """A LoRA's .safetensors file on this machine.
+
+        Raises:
+            InputMissing, StorageError.
+        """
+        if uri.startswith("file://"):
+            return self._local(uri, FailureReason.INVALID_SPEC, "lora.init_from")
+        return self._file(S3Uri.parse(uri), FailureReason.INVALID_SPEC, "lora.init_from", on_bytes)
 
     def dataset(self, uri: str, on_bytes: Callable[[int], None], field: str = "dataset.uri") -> Path:
         """A folder of pictures and captions on this machine; archives are unpacked. `field` is who names it.
@@ -84,6 +93,10 @@ class Inputs:
         if reason is FailureReason.DATASET_INVALID:
             self._check_dataset_size(str(uri), sum(each.size_bytes for each in objects), field)
         return self._downloads.fetch(objects, uri, on_bytes)
+
+    def _file(self, uri: S3Uri, reason: FailureReason, field: str, on_bytes: Callable[[int], None]) -> Path:
+        found = self._object(uri, reason, field)
+        return self._downloads.fetch([found], _folder_of(uri), on_bytes) / uri.key.rpartition("/")[2]
 
     def _object(self, uri: S3Uri, reason: FailureReason, field: str) -> StoredObject:
         check_readable(uri, self._settings, self._owner)

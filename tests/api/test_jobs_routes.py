@@ -52,13 +52,17 @@ def test_no_owner_can_name_another_s_objects(
 ) -> None:
     defaults = {name: Settings.model_fields[name].default for name in ("readable", "writable")}
     url = serve(make_settings(**defaults))
-    theirs = make_spec(dataset={"uri": "s3://datasets/bob/cats/"}, output={"uri": "s3://outputs/bob/"})
+    theirs = make_spec(
+        dataset={"uri": "s3://datasets/bob/cats/"},
+        lora={"init_from": "s3://outputs/bob/lora.safetensors"},
+        output={"uri": "s3://outputs/bob/"},
+    )
     ours = make_spec(dataset={"uri": "s3://datasets/alice/cats/"}, output={"uri": "s3://outputs/alice/"})
     with Loraq(url, create_token(store.redis, "alice")) as loraq:
         with pytest.raises(ApiError) as refused:
             loraq.submit(theirs)
         loraq.submit(ours)
-    assert [problem.field for problem in refused.value.problems] == ["dataset.uri", "output.uri"]
+    assert [problem.field for problem in refused.value.problems] == ["dataset.uri", "lora.init_from", "output.uri"]
     assert "s3://datasets/alice/" in refused.value.problems[0].message
 
 

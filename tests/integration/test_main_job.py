@@ -71,6 +71,26 @@ def test_two_jobs_in_order_each_with_one_committed_output(store, storage, worker
     assert moves == ["queued", "preparing", "training", "uploading", "succeeded"]
 
 
+def test_a_job_goes_on_from_what_another_has_left(store, storage, worker, submit, bucket, make_spec, tmp_path):
+    dataset = bucket("goes-on", count=2)
+    first = submit(make_spec(dataset={"uri": dataset}))
+    worker()
+    done = wait_for(store, first.id, ended)
+    (left,) = [file for file in manifest_of(storage, done).files if file.path == "lora.safetensors"]
+    begun_with = S3Uri.parse(done.output_uri) / left.stored_as
+    training = {"resolution": 64, "steps": 1, "optimizer": {"learning_rate": 1e-12, "weight_decay": 0}}
+    second = submit(make_spec(dataset={"uri": dataset}, lora={"init_from": str(begun_with)}, training=training))
+    after = wait_for(store, second.id, ended)
+    assert after.status is Status.SUCCEEDED, after.failure
+    weights = []
+    for record in (done, after):
+        (file,) = [file for file in manifest_of(storage, record).files if file.path == "lora.safetensors"]
+        storage.download(S3Uri.parse(record.output_uri) / file.stored_as, tmp_path / record.id)
+        weights.append(safetensors.numpy.load_file(tmp_path / record.id))
+    for name, weight in weights[0].items():
+        assert abs(weights[1][name] - weight).max() <= 2e-12, name  # one step of AdamW: the learning rate
+
+
 def test_a_zipped_dataset_gives_the_weights_of_its_folder(store, storage, worker, submit, bucket, make_spec, tmp_path):
     folder = bucket("zipped", count=2)
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
@@ -208,8 +228,19 @@ def test_a_killed_worker_takes_horse_and_trainer_with_it(store, storage, worker,
         ({"base_model": "s3://models/none.safetensors"}, {}, FailureReason.BASE_MODEL_INVALID, "none.safetensors"),
         ({"base_model": "s3://models/wrong.safetensors"}, {}, FailureReason.BASE_MODEL_INVALID, "safetensors"),
         ({"lora": {"rank": 64}}, {}, FailureReason.INVALID_SPEC, "rank"),
+        ({"lora": {"init_from": "s3://models/none.safetensors"}}, {}, FailureReason.INVALID_SPEC, "lora.init_from: "),
+        ({"lora": {"init_from": "s3://models/wrong.safetensors"}}, {}, FailureReason.INVALID_SPEC, "is a pickle"),
     ],
-    ids=["no dataset", "no caption", "truncated picture", "no base model", "no checkpoint", "rank too large"],
+    ids=[
+        "no dataset",
+        "no caption",
+        "truncated picture",
+        "no base model",
+        "no checkpoint",
+        "rank too large",
+        "no adapter",
+        "an adapter that is a pickle",
+    ],
 )
 def test_bad_input_ends_with_its_reason_and_a_sentence(
     store, storage, worker, submit, bucket, make_spec, changes, filled, reason, says

@@ -109,6 +109,7 @@ def test_every_fault_of_an_adapter_is_named_at_once():
         ("base_model", "hf://stabilityai/sdxl@main", "base_model"),
         ("dataset", {"uri": "hf://me/cats"}, "dataset.uri"),
         ("lora", {"text_encoders": {}}, "lora.text_encoders"),
+        ("lora", {"init_from": "hf://me/cat"}, "lora.init_from"),
         ("memory", {"budget_gib": 4}, "memory.budget_gib"),
         ("memory", {"base_dtype": "int8"}, "memory.base_dtype"),
         ("memory", {"streamed_blocks": 60}, "memory.streamed_blocks"),

@@ -12,7 +12,7 @@ import torch
 
 from worker.data.config import DatasetConfig, MasksConfig, RegularisationConfig, ShuffleConfig
 from worker.errors import BaseModelInvalid, LoRAInvalid, TrainerError
-from worker.loop.config import CheckpointsConfig, SamplesConfig, TrainerConfig
+from worker.loop.config import CheckpointsConfig, OptimizerConfig, SamplesConfig, TrainerConfig
 from worker.loop.training import Stopped, Training
 from worker.lora.config import LoRAConfig
 
@@ -178,6 +178,43 @@ def test_resume_is_exact_with_all_that_is_drawn_for_a_sample(
         other = dataclasses.replace(going_on, dataset=dataclasses.replace(dataset, **change))
         with pytest.raises(TrainerError, match=f"another training: .*dataset.{next(iter(change))} was"):
             run(other)
+
+
+def test_a_training_goes_on_from_the_file_of_another_and_its_resume_is_exact(
+    make_config: Callable[..., TrainerConfig], tmp_path: Path
+) -> None:
+    first = make_config(3, output=str(tmp_path / "first"))
+    run(first)
+    file = tmp_path / "first" / "lora.safetensors"
+    lora = LoRAConfig(init_from=str(file))
+    still = make_config(1, lora=lora, output=str(tmp_path / "still"))
+    still = dataclasses.replace(still, train=dataclasses.replace(still.train, optimizer=OptimizerConfig("adamw", 0.0)))
+    run(still)
+    assert all(torch.equal(tensor, weights(first)[key]) for key, tensor in weights(still).items())
+
+    whole = make_config(4, lora=lora, train={"ema_decay": 0.5}, output=str(tmp_path / "whole"))
+    run(whole)
+    assert any(not torch.equal(tensor, weights(first)[key]) for key, tensor in weights(whole).items())
+    run(dataclasses.replace(whole, output=str(tmp_path / "stopped")), stop_after=2)
+    moved = file.rename(tmp_path / "elsewhere.safetensors")  # as on another worker: the place does not matter
+    going_on = dataclasses.replace(
+        whole,
+        lora=LoRAConfig(init_from=str(moved)),
+        output=str(tmp_path / "second"),
+        resume_from=str(tmp_path / "stopped/checkpoints/step-000002"),
+    )
+    run(going_on)
+    for name in ("lora", "lora_ema"):
+        theirs = weights(whole, name)
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in weights(going_on, name).items())
+    other = LoRAConfig(init_from=str(tmp_path / "still" / "lora_diffusers.safetensors"))
+    for changed in (other, LoRAConfig()):
+        with pytest.raises(TrainerError, match=r"another training: lora was .*init_from"):
+            run(dataclasses.replace(going_on, lora=changed))
+    facts: Facts = []
+    with pytest.raises(LoRAInvalid, match=r"lora\.init_from: .* another rank"):
+        run(make_config(lora=LoRAConfig(rank=8, init_from=str(moved))), facts=facts)
+    assert facts == [{"fact": "phase", "name": "reading"}]
 
 
 def test_more_steps_may_be_asked_for_on_resume_but_nothing_else(

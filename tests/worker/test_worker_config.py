@@ -1,5 +1,6 @@
 """Every field of the spec is used: it changes what the trainer is told, or stands here with the place that reads it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ PLACES = Places(
     base_model=Path("/base"),
     dataset=Path("/data"),
     regularisation=Path("/regularisation"),
+    init_from=None,
     output=Path("/out"),
     cache=Path("/cache"),
 )
@@ -92,6 +94,7 @@ READ_ELSEWHERE = {
     "name": "api/cli.py and every list",
     "preset": "jobs/presets.py",
     "base_model": "worker/inputs.py",
+    "lora.init_from": "worker/inputs.py, and Places.init_from, tested below",
     "dataset.uri": "worker/inputs.py",
     "dataset.regularisation.uri": "worker/inputs.py",
     "output.uri": "jobs/record.py",
@@ -147,6 +150,14 @@ def test_no_field_is_forgotten():
     schema = JobSpec.model_json_schema()
 
     assert set(leaves(schema, schema["$defs"])) == set(TOLD) | set(READ_ELSEWHERE)
+
+
+def test_the_adapter_to_go_on_from_is_told_by_its_place_here():
+    spec = spec_with("lora.init_from", "s3://models/a.safetensors")
+    there = replace(PLACES, init_from=Path("/downloads/a.safetensors"))
+
+    assert trainer_config(spec, there, Settings()).lora.init_from == "/downloads/a.safetensors"
+    assert trainer_config(spec_with(), PLACES, Settings()).lora.init_from is None
 
 
 @pytest.mark.parametrize("field", TOLD)

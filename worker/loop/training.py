@@ -27,8 +27,11 @@ from worker.loop.outputs import write_outputs
 from worker.loop.preview import sample
 from worker.loop.state import load_state, prune, save_state
 from worker.loop.train import TrainState, train
+from worker.lora.config import LoRAConfig
 from worker.lora.inject import LoRA, inject
+from worker.lora.start import weights_from
 from worker.memory.checkpoint import enable_checkpointing
+from worker.model.stored_tensors import content_sha256, read_header
 from worker.model.unet import UNet
 from worker.model.vae import load_vae
 from worker.model.weights import BaseModel, load_unet, open_base_model
@@ -85,7 +88,9 @@ class Training:
         self.config = replace(self.config, train=replace(self.config.train, loss=loss))
         with torch.device("meta"):
             skeleton = UNet(base.unet_config).requires_grad_(False)
-        inject(skeleton, self.config.lora, self.config.train.seed)
+        lora = inject(skeleton, self.config.lora, self.config.train.seed)
+        if self.config.lora.init_from:
+            weights_from(Path(self.config.lora.init_from), lora)
         dataset = read_dataset(self.config.dataset)
         too_long = check_lengths(dataset, self.config.samples.prompts, self.config.dataset)
         sizes = bucket_sizes(self.config.resolution, self.config.dataset.bucket_step_px)
@@ -139,6 +144,8 @@ class Training:
         """Base to the device and frozen, then the adapter on it; only then is anything asked what is trainable."""
         unet = load_unet(base, self.device, self.dtype)
         lora = inject(unet, self.config.lora, self.config.train.seed)
+        if self.config.lora.init_from:
+            lora.load_state_dict(weights_from(Path(self.config.lora.init_from), lora))
         enable_checkpointing(unet, self.config.checkpointing)
         log.info("Put %d trainable weights on %d modules.", lora.parameter_count(), len(lora.modules))
         return unet, lora
@@ -224,6 +231,12 @@ def _due(step: int, every_n_steps: int | None) -> bool:
     return every_n_steps is not None and step % every_n_steps == 0
 
 
+def _lora_identity(lora: LoRAConfig) -> dict[str, Any]:
+    """What was asked of the adapter; of the file that it began with, the content instead of the place."""
+    begun_with = lora.init_from and content_sha256(read_header(Path(lora.init_from))[0].values())
+    return asdict(lora) | {"init_from": begun_with}
+
+
 def _identity(config: TrainerConfig, base: BaseModel, dataset: Dataset) -> dict[str, Any]:
     """What must not change between a checkpoint and the training that goes on from it. The number of steps may."""
     content = [(p.sha256, p.mask and p.mask.sha256, p.caption, p.repeats, p.regularisation) for p in dataset.pictures]
@@ -237,7 +250,7 @@ def _identity(config: TrainerConfig, base: BaseModel, dataset: Dataset) -> dict[
         {f"dataset.{name}": value for name, value in options.items()}
         | told
         | {
-            "lora": asdict(config.lora),
+            "lora": _lora_identity(config.lora),
             "batch_size": config.batch_size,
             "resolution": config.resolution,
             "dtype": config.dtype,
