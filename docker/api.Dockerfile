@@ -42,7 +42,8 @@ EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-I", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8000, timeout=4); c.request('GET', '/healthz'); raise SystemExit(c.getresponse().status != 200)"]
 CMD ["python", "-m", "api", "--host", "0.0.0.0"]
-ARG VERSION=0.1.0 REVISION=unknown
+# A release names them (.github/workflows/release.yml); pyproject.toml is the one place that says the version.
+ARG VERSION=unreleased REVISION=unknown
 LABEL org.opencontainers.image.title="loraq API" \
       org.opencontainers.image.description="The HTTP API, the reaper and the command line of loraq" \
       org.opencontainers.image.licenses="Apache-2.0" \

@@ -40,7 +40,8 @@ WORKDIR /data
 USER 10001:10001
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-m", "jobs.alive", "/tmp/alive"]
 CMD ["python", "-m", "worker"]
-ARG VERSION=0.1.0 REVISION=unknown
+# A release names them (.github/workflows/release.yml); pyproject.toml is the one place that says the version.
+ARG VERSION=unreleased REVISION=unknown
 LABEL org.opencontainers.image.title="loraq worker" \
       org.opencontainers.image.description="Takes jobs from loraq's queue and trains SDXL LoRAs on this machine's GPUs" \
       org.opencontainers.image.licenses="Apache-2.0" \
