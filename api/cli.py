@@ -19,7 +19,7 @@ from api.cli_tokens import token_app
 from api.cli_up import up
 from api.cli_workers import workers
 from api.client import Loraq
-from api.dataset_folder import read_dataset_folder
+from api.local_dataset import read_dataset
 from jobs.spec_text import read_yaml
 from jobs.status import Status
 
@@ -54,7 +54,7 @@ def submit(
     spec: SpecFile,
     dataset: Annotated[
         Path | None,
-        typer.Option(help="Upload this folder first and train on it.", exists=True, file_okay=False),
+        typer.Option(help="Upload this folder or archive first and train on it.", exists=True),
     ] = None,
     follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Show the job to its end.")] = False,
     pull_to: Annotated[
@@ -200,10 +200,10 @@ def _pull(loraq: Loraq, job: str, folder: Path, output: Output) -> None:
         output.out.print(f"{_files(len(pulled.fetched))} fetched into {folder}{kept}.")
 
 
-def _with_dataset(loraq: Loraq, text: bytes, folder: Path, output: Output) -> dict[str, Any]:
-    """The spec in `text`, trained on `folder`, which is uploaded once the spec is known to be in order."""
+def _with_dataset(loraq: Loraq, text: bytes, path: Path, output: Output) -> dict[str, Any]:
+    """The spec in `text`, trained on `path`, which is uploaded once the spec is known to be in order."""
     values = read_yaml(text)
-    contents = read_dataset_folder(folder)
+    contents = read_dataset(path)
     given = values if isinstance(values, dict) else {}
     section = given.get("dataset")
 
@@ -211,9 +211,10 @@ def _with_dataset(loraq: Loraq, text: bytes, folder: Path, output: Output) -> di
         return given | {"dataset": (section if isinstance(section, dict) else {}) | {"uri": uri}}
 
     loraq.validate(spec_on("s3://datasets/to-be-uploaded/"))
-    output.say(f"Uploading {len(contents.pictures)} pictures and {len(contents.captions)} captions from {folder} ...")
+    output.say(f"Uploading {len(contents.pictures)} pictures and {len(contents.captions)} captions from {path} ...")
     if contents.left_out:
-        output.say(f"Left out, as neither picture nor caption: {', '.join(contents.left_out[:10])}", "yellow")
+        verb = "Not used" if contents.archive else "Left out"
+        output.say(f"{verb}, as neither picture nor caption: {', '.join(contents.left_out[:10])}", "yellow")
     with Progress(console=output.err, transient=True, disable=not output.err.is_terminal) as progress:
         task = progress.add_task("uploading", total=len(contents.files))
         uploaded = loraq.upload_dataset(contents, on_file=lambda _: progress.advance(task))

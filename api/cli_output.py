@@ -17,7 +17,7 @@ from rich.text import Text
 from api.cli_connection import NotConnected
 from api.client import PATIENCE_S
 from api.client_errors import ApiError, Unavailable
-from api.dataset_folder import NotADataset
+from api.local_dataset import NotADataset
 from api.schemas import Job, JobPage
 from jobs.errors import InvalidSpec, Problem
 from jobs.status import Status

@@ -20,8 +20,8 @@ import httpx
 from pydantic import TypeAdapter
 
 from api.client_errors import Unavailable, no_answer, raise_for_problem
-from api.dataset_folder import DatasetFolder, read_dataset_folder
 from api.event_stream import read_data
+from api.local_dataset import LocalDataset, read_dataset
 from api.schemas import Artifact, Artifacts, DatasetUpload, Job, JobEvent, JobPage, Upload, ValidSpec, WebhookSecret
 from api.transfers import all_at_once, fetch_file, put_file
 from jobs.spec import JobSpec
@@ -49,7 +49,7 @@ class UploadedDataset:
     """A dataset that lies in the bucket."""
 
     uri: str  # for dataset.uri of a spec
-    contents: DatasetFolder
+    contents: LocalDataset
 
 
 @dataclass(frozen=True)
@@ -197,26 +197,26 @@ class Loraq:
 
     def upload_dataset(
         self,
-        folder: Path | DatasetFolder,
+        dataset: Path | LocalDataset,
         name: str | None = None,
         on_file: Callable[[str], None] | None = None,
     ) -> UploadedDataset:
-        """Upload the pictures and captions of a folder.
+        """Upload the pictures and captions of a folder, or an archive of them.
 
         Args:
-            name: shows in the bucket; None for the folder's.
+            name: shows in the bucket; None for the folder's or the archive's.
             on_file: called with the path of each file that has arrived.
 
         Raises:
             NotADataset: there is no picture in it.
         """
-        contents = read_dataset_folder(folder) if isinstance(folder, Path) else folder
-        files = [{"path": path, "size_bytes": (contents.folder / path).stat().st_size} for path in contents.files]
+        contents = read_dataset(dataset) if isinstance(dataset, Path) else dataset
+        files = [{"path": name, "size_bytes": path.stat().st_size} for name, path in contents.files.items()]
         answer = self._send("POST", "/datasets", json={"name": name or contents.name, "files": files})
         upload = DatasetUpload.model_validate(answer)
 
         def put(file: Upload) -> None:
-            put_file(self._files, contents.folder / file.path, file.url)
+            put_file(self._files, contents.files[file.path], file.url)
 
         all_at_once(put, upload.files, lambda file: on_file(file.path) if on_file else None)
         return UploadedDataset(upload.uri, contents)

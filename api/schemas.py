@@ -16,8 +16,12 @@ from jobs.webhooks import Delivery
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 CAPTION_ENDINGS = (".txt", ".caption")
+ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 METADATA_NAME = "metadata.jsonl"  # captions by file, as Hugging Face's imagefolder has them
 MAX_DATASET_FILES = 10_000
+MAX_FILE_BYTES = 1 << 30
+MAX_ARCHIVE_BYTES = 5 << 30
+"""What one PUT may carry: https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html"""
 
 
 class View(BaseModel):
@@ -165,9 +169,16 @@ def _inside_a_dataset(path: str) -> str:
     if any(part in ("", ".", "..") for part in parts):
         raise ValueError("write it relative to the dataset's folder, without . or .. and without / at either end")
     endings = PICTURE_ENDINGS + CAPTION_ENDINGS
-    if PurePosixPath(path).suffix.lower() not in endings and parts[-1] != METADATA_NAME:
-        raise ValueError(f"a dataset holds pictures and captions only: {', '.join((*endings, METADATA_NAME))}")
+    if PurePosixPath(path).suffix.lower() not in endings and parts[-1] != METADATA_NAME and not _is_archive(path):
+        raise ValueError(
+            f"a dataset holds pictures and captions only ({', '.join((*endings, METADATA_NAME))}), "
+            f"or is one archive of them ({', '.join(ARCHIVE_ENDINGS)})"
+        )
     return path
+
+
+def _is_archive(path: str) -> bool:
+    return path.lower().endswith(ARCHIVE_ENDINGS)
 
 
 DatasetPath = Annotated[
@@ -183,11 +194,19 @@ class DatasetFile(View):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: DatasetPath = Field(description="Relative to the dataset's folder, with /: cats/01.jpg.")
-    size_bytes: int = Field(ge=0, le=1 << 30, description="At most 1 GiB.")
+    size_bytes: int = Field(
+        ge=0, le=MAX_ARCHIVE_BYTES, description="Exactly: no other size is taken. At most 1 GiB, an archive 5 GiB."
+    )
+
+    @model_validator(mode="after")
+    def _within_its_limit(self) -> Self:
+        if self.size_bytes > MAX_FILE_BYTES and not _is_archive(self.path):
+            raise ValueError(f"{self.path} is larger than 1 GiB")
+        return self
 
 
 class NewDataset(View):
-    """The files of a dataset that is to be uploaded."""
+    """The files of a dataset that is to be uploaded, or the one archive that holds them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -201,6 +220,18 @@ class NewDataset(View):
             if file.path in seen:
                 raise ValueError(f"files names {file.path} twice")
             seen.add(file.path)
+        return self
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it is one archive."""
+        return _is_archive(self.files[0].path)
+
+    @model_validator(mode="after")
+    def _archives_come_alone(self) -> Self:
+        archive = next((file.path for file in self.files if _is_archive(file.path)), None)
+        if archive is not None and len(self.files) > 1:
+            raise ValueError(f"files names {archive} and {len(self.files) - 1} more: an archive is a dataset by itself")
         return self
 
 

@@ -202,9 +202,12 @@ class Storage:
         params = {"Bucket": uri.bucket, "Key": uri.key}
         return self._public.generate_presigned_url("get_object", Params=params, ExpiresIn=expires_s)
 
-    def presign_put(self, uri: S3Uri, expires_s: int = 3600) -> str:
-        """A URL by which anyone may write the object for `expires_s` seconds, at the public endpoint."""
-        params = {"Bucket": uri.bucket, "Key": uri.key}
+    def presign_put(self, uri: S3Uri, size_bytes: int, expires_s: int = 3600) -> str:
+        """A URL by which anyone may write the object for `expires_s` seconds, at the public endpoint.
+
+        Content-Length is signed: the store refuses a body of another size.
+        """
+        params = {"Bucket": uri.bucket, "Key": uri.key, "ContentLength": size_bytes}
         return self._public.generate_presigned_url("put_object", Params=params, ExpiresIn=expires_s)
 
     def check(self, bucket: str) -> None:

@@ -127,8 +127,11 @@ class _Bucket:
             with self._found.looking("presigned get", explain):
                 _same(_taken(user.get(self._storage.presign_get(self._small, 60))).content, self._content)
             with self._found.looking("presigned put", explain):
-                _taken(user.put(self._storage.presign_put(self._sent, 60), content=self._content))
+                url = self._storage.presign_put(self._sent, len(self._content), 60)
+                _taken(user.put(url, content=self._content))
                 _same(self._storage.read(self._sent), self._content)
+                if user.put(url, content=self._content * 2).is_success:
+                    raise ValueError("an upload larger than was announced is taken: owners may fill the store.")
 
     def _listing(self) -> None:
         with self._found.looking("listing of what was put"):

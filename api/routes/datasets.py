@@ -31,7 +31,8 @@ async def dataset_body(request: Request) -> bytes:
 
 @router.post("/datasets", status_code=201, responses=problems(401, 413, 422, 503), openapi_extra=DATASET_BODY)
 def new_dataset(actor: ActorDep, services: ServicesDep, body: Annotated[bytes, Depends(dataset_body)]) -> DatasetUpload:
-    """Name the files of a dataset and get a URL for each: PUT them there, then submit a spec with this `uri`.
+    """Name the files of a dataset, or one archive, and get a URL for each: PUT them there, then submit a spec with this
+    `uri`.
 
     A dataset never changes and is never mixed with another: each call makes a folder of its own.
     """
@@ -46,10 +47,10 @@ def new_dataset(actor: ActorDep, services: ServicesDep, body: Annotated[bytes, D
         services.store.redis, actor, audit.Action.DATASET, str(folder), files=len(dataset.files), size_bytes=size_bytes
     )
     return DatasetUpload(
-        uri=str(folder),
+        uri=str(folder / dataset.files[0].path if dataset.is_archive else folder),
         expires_at=now() + timedelta(seconds=EXPIRES_S),
         files=tuple(
-            Upload(path=file.path, url=services.storage.presign_put(folder / file.path, EXPIRES_S))
+            Upload(path=file.path, url=services.storage.presign_put(folder / file.path, file.size_bytes, EXPIRES_S))
             for file in dataset.files
         ),
     )

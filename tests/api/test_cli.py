@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,17 @@ def test_submit_uploads_a_dataset_and_trains_on_it(
     assert "LICENSES.md" in result.stderr
     job = loraq.get(result.stdout.strip())
     assert len(storage.list(S3Uri.parse(job.spec.dataset.uri))) == 16
+
+
+def test_submit_uploads_an_archive_as_it_is(
+    run: Run, loraq: Loraq, storage: Storage, spec_file: Path, photos: Path, tmp_path: Path
+) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "My Photos"), "gztar", photos))
+    result = run("submit", spec_file, "--dataset", archive)
+    assert "8 pictures and 8 captions" in result.stderr
+    uri = S3Uri.parse(loraq.get(result.stdout.strip()).spec.dataset.uri)
+    assert uri.key.endswith("/my-photos.tar.gz")
+    assert storage.read(uri) == archive.read_bytes()
 
 
 def test_nothing_is_uploaded_for_a_spec_at_fault(run: Run, storage: Storage, tmp_path: Path, photos: Path) -> None:

@@ -220,8 +220,9 @@ def test_a_bucket_that_may_only_be_read_is_a_warning_unless_datasets_go_there(ma
         (lambda method, path, headers: 501 if "uploads" in path and method == "POST" else None, {"multipart"}),
         (lambda method, path, headers: 501 if "Range" in headers else None, {"range"}),
         (lambda method, path, headers: 403 if method == "DELETE" else None, {"delete", "nothing left over"}),
+        (lambda method, path, headers: 200 if headers.get("Content-Length") == "2000" else None, {"presigned put"}),
     ],
-    ids=["no-multipart", "no-range", "no-delete"],
+    ids=["no-multipart", "no-range", "no-delete", "any-size"],
 )
 def test_what_a_store_does_not_do_is_named(make_settings, s3_server, refuse: Refuse, checks: set[str]) -> None:
     with before(s3_server, refuse) as url:

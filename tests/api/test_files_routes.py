@@ -1,6 +1,8 @@
 """Datasets up and artifacts down, by presigned URLs against a real S3 server."""
 
+import contextlib
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ import pytest
 
 from api.client import Loraq
 from api.client_errors import ApiError, TransferFailed
-from api.dataset_folder import NotADataset
+from api.local_dataset import NotADataset
 from api.schemas import MAX_DATASET_FILES, Artifact
 from api.transfers import fetch_file
+from jobs.errors import ObjectNotFound
 from jobs.record import JobRecord
 from jobs.spec import JobSpec
 from jobs.status import Status
@@ -48,6 +51,48 @@ def test_names_with_spaces_umlauts_and_folders_and_empty_captions(
         (tmp_path / name).write_bytes(content)
     folder = S3Uri.parse(loraq.upload_dataset(tmp_path, name="cats").uri)
     assert {name: storage.read(folder / name) for name in files} == files
+
+
+def test_an_archive_goes_up_as_it_is(loraq: Loraq, storage: Storage, photos: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", photos))
+    dataset = loraq.upload_dataset(archive)
+    assert (len(dataset.contents.pictures), len(dataset.contents.captions)) == (8, 8)
+    assert dataset.uri.startswith("s3://datasets/alice/photos-")
+    assert dataset.uri.endswith("/photos.zip")
+    assert storage.read(S3Uri.parse(dataset.uri)) == archive.read_bytes()
+
+
+@pytest.mark.parametrize("announced", [0, 5])
+def test_the_store_takes_what_was_announced_and_nothing_else(
+    url: str, alice: dict[str, str], storage: Storage, announced: int
+) -> None:
+    body = {"name": "cats", "files": [{"path": "cat.jpg", "size_bytes": announced}]}
+    dataset = httpx.post(f"{url}/v1/datasets", json=body, headers=alice).json()
+    uri, target = S3Uri.parse(dataset["uri"]) / "cat.jpg", dataset["files"][0]["url"]
+
+    for size in {0, announced - 1, announced + 1, 1_000_000} - {-1, announced}:
+        assert httpx.put(target, content=b"x" * size, headers={"Content-Length": str(size)}).status_code == 403
+    assert httpx.put(target, content=iter([b"x" * announced])).status_code == 403  # chunked: it does not say how much
+    announced_falsely = {"Content-Length": str(announced), "Transfer-Encoding": "chunked"}
+    with contextlib.suppress(httpx.HTTPError):
+        httpx.put(target, content=iter([b"x" * 1_000_000]), headers=announced_falsely)
+    with pytest.raises(ObjectNotFound):
+        storage.stat(uri)
+
+    content = b"x" * announced
+    assert httpx.put(target, content=content, headers={"Content-Length": str(announced)}).status_code == 200
+    assert storage.read(uri) == content
+
+
+def test_an_archive_is_a_dataset_by_itself_and_may_be_larger_than_a_picture(url: str, alice: dict[str, str]) -> None:
+    mixed = [{"path": "cats.zip", "size_bytes": 1}, {"path": "cat.jpg", "size_bytes": 1}]
+    assert "by itself" in _new_dataset(url, alice, mixed)["problems"][0]["message"]
+    large = {"path": "cat.jpg", "size_bytes": (1 << 30) + 1}
+    assert "1 GiB" in _new_dataset(url, alice, [large])["problems"][0]["message"]
+    too_large = {"path": "cats.zip", "size_bytes": (5 << 30) + 1}
+    assert _new_dataset(url, alice, [too_large])["problems"][0]["field"] == "files.0.size_bytes"
+    archive = {"name": "cats", "files": [large | {"path": "Cats.TAR.GZ"}]}
+    assert httpx.post(f"{url}/v1/datasets", json=archive, headers=alice).json()["uri"].endswith("/Cats.TAR.GZ")
 
 
 def test_two_uploads_never_mix(loraq: Loraq, photos: Path) -> None:

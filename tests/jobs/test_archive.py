@@ -159,9 +159,11 @@ def test_a_kill_between_copy_and_removal_costs_nothing(store, storage, settings,
     assert len(archive.events(job, "0-0")) == 6
 
 
-def test_two_archivers_at_once_and_a_record_that_is_gone(store, storage, ended, archive):
+def test_two_archivers_at_once_and_records_that_are_gone_or_have_not_ended(store, storage, ended, archive, make_spec):
     job, gone = ended(), ended()
     store.redis.delete(f"loraq:job:{gone.id}")
+    waiting = store.submit(JobRecord.create("alice", make_spec()))
+    store.redis.zadd(ENDED, {waiting.id: 1})
 
     class Raced(type(storage)):
         def __init__(self):
@@ -179,6 +181,7 @@ def test_two_archivers_at_once_and_a_record_that_is_gone(store, storage, ended, 
     assert Archiver(store.redis, Raced(), after_s=0).archive() == 0
     assert archive.get(job.id, "alice") == job
     assert len(archive_index.newest(store.redis, "alice", None, None, 10)) == 1
+    assert store.get(waiting.id) == waiting
     assert store.redis.zcard(ENDED) == 0
 
 
