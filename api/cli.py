@@ -12,6 +12,7 @@ from api.cli_doctor import doctor
 from api.cli_events import line
 from api.cli_follow import follow
 from api.cli_init import init
+from api.cli_merge import merge
 from api.cli_models import add_model
 from api.cli_output import EXIT_CODES, ExitCode, Output, printable
 from api.cli_recover import recover
@@ -37,6 +38,7 @@ app.add_typer(token_app, name="token")
 app.command()(up)
 app.command()(init)
 app.command("add-model")(add_model)
+app.command()(merge)
 app.command()(workers)
 app.command()(doctor)
 app.command()(audit)
