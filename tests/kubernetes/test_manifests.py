@@ -1,6 +1,7 @@
 """The manifests, as kustomize builds them: valid by the published schemas, and true to what loraq promises."""
 
 import copy
+import re
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,14 @@ import kubernetes_validate
 import pytest
 import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledJob, TriggerAuthentication
+from redis import Redis
 
+from jobs.gpu_class import GpuClass
+from jobs.queue import Queues
 from jobs.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "docker" / "kubernetes"
-OVERLAYS = ("managed", "self-contained")
+OVERLAYS = ("managed", "self-contained", "two-classes")
 KUBERNETES = "1.34"  # a version that is in wide use; the schemas of newer ones only add to it
 KEDA = {"ScaledJob": ScaledJob, "TriggerAuthentication": TriggerAuthentication}
 
@@ -106,12 +110,64 @@ def test_workers_take_one_job_each_and_are_never_scaled_down(documents):
     assert not any("worker" in document["metadata"]["name"] for document in of_kind(documents, "Deployment"))
 
 
-def test_each_class_that_can_be_started_has_its_scaled_job_and_no_other_is_waited_for(documents):
+def queue_of(gpu_class: str) -> str:
+    """The list in Redis where tickets for a class really lie, as RQ names it; asked of no server."""
+    return Queues(Settings().queue, Redis()).of(GpuClass.parse(gpu_class)).key
+
+
+def classes_of(documents: list[Document]) -> tuple[str, ...]:
     (settings,) = of_kind(documents, "ConfigMap")
-    classes = Settings(gpu_classes=settings["data"]["LORAQ_GPU_CLASSES"]).gpu_classes
-    queue = Settings().queue
-    listened = {t["metadata"]["listName"] for d in of_kind(documents, "ScaledJob") for t in d["spec"]["triggers"]}
-    assert listened == {f"rq:queue:{queue}-{each}" for each in classes}
+    return Settings(gpu_classes=settings["data"]["LORAQ_GPU_CLASSES"]).gpu_classes
+
+
+def test_each_class_that_can_be_started_has_its_scaled_job_and_no_other_is_waited_for(documents):
+    listened = [t["metadata"]["listName"] for d in of_kind(documents, "ScaledJob") for t in d["spec"]["triggers"]]
+    assert sorted(listened) == sorted(queue_of(each) for each in classes_of(documents))
+
+
+def test_a_worker_takes_from_the_queue_that_it_was_started_for_and_has_the_cards_of_its_class(documents):
+    for document in of_kind(documents, "ScaledJob"):
+        (container,) = document["spec"]["jobTargetRef"]["template"]["spec"]["containers"]
+        (own,) = (each["value"] for each in container["env"] if each["name"] == "LORAQ_WORKER_CLASS")
+        assert document["spec"]["triggers"][0]["metadata"]["listName"] == queue_of(own)
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == str(GpuClass.parse(own).gpus)
+
+
+@pytest.mark.parametrize("documents", ["two-classes"], indirect=True)
+def test_of_two_classes_each_gets_cards_that_are_its_own_by_loraq_s_measure(documents):
+    least_mib = {each: int(GpuClass.parse(each).usable_gib * 1024) for each in classes_of(documents)}
+    found = {}
+    for document in of_kind(documents, "ScaledJob"):
+        pod = document["spec"]["jobTargetRef"]["template"]["spec"]
+        own = document["spec"]["triggers"][0]["metadata"]["listName"].rpartition("-")[2]
+        rules = find([pod], "matchExpressions")
+        found[own] = {rule["operator"]: int(rule["values"][0]) for each in rules for rule in each}
+    assert found == {
+        "24gb": {"Gt": least_mib["24gb"], "Lt": least_mib["80gb"] + 1},
+        "80gb": {"Gt": least_mib["80gb"]},
+    }
+
+
+def test_what_the_docs_say_of_queues_is_so():
+    pages = [*(FOLDER.parents[1] / "docs").glob("*.md"), *FOLDER.rglob("*.yaml")]
+    named = [(page, *found) for page in pages for found in re.findall(r"(rq:queue:\w+-([\w-]+))", page.read_text())]
+    assert len(named) > 3
+    for page, name, gpu_class in named:
+        assert name == queue_of(gpu_class), page
+
+
+def test_whatever_a_pod_names_is_there(documents):
+    there = {document["metadata"]["name"] for document in of_kind(documents, "ConfigMap")}
+    for name, template in pods(documents):
+        for container in template["spec"]["containers"]:
+            for source in container.get("envFrom", []):
+                if "configMapRef" in source:
+                    assert source["configMapRef"]["name"] in there, name
+                else:
+                    assert source["secretRef"]["name"] == "loraq-secrets", name  # docs/deployment.md makes it
+    keys = {document["metadata"]["name"] for document in of_kind(documents, "TriggerAuthentication")}
+    for document in of_kind(documents, "ScaledJob"):
+        assert {trigger["authenticationRef"]["name"] for trigger in document["spec"]["triggers"]} <= keys
 
 
 def test_workers_have_longer_than_their_grace_period(documents):
