@@ -6,7 +6,8 @@ import typer
 import uvicorn
 
 from api.app import create_app
-from api.logs import set_up_logging
+from jobs.logs import set_up_logging
+from jobs.metrics import serve as serve_metrics
 from jobs.settings import Settings
 
 
@@ -16,8 +17,11 @@ def serve(
 ) -> None:
     """Serve loraq's HTTP API. It reads LORAQ_* from the environment; docs/settings.md lists them."""
     set_up_logging()
+    settings = Settings()
+    app = create_app(settings)
+    serve_metrics(app.state.metrics.registry, settings)
     uvicorn.run(
-        create_app(Settings()),
+        app,
         host=host,
         port=port,
         log_config=None,  # ours is set up already

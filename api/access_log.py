@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+from collections.abc import Callable
 from time import monotonic
 from urllib.parse import quote
 
@@ -14,11 +15,16 @@ from api.errors import problem
 log = logging.getLogger(__name__)
 
 
-class AccessLog:
-    """ASGI middleware: logs each request, names it in X-Request-ID, and turns an unforeseen error into a 500."""
+Observe = Callable[[Scope, int, float], None]
+"""What else is told of a request: its scope, the answer's status (0 for none), and how long it took, s."""
 
-    def __init__(self, app: ASGIApp) -> None:
+
+class AccessLog:
+    """ASGI middleware: logs each request and tells `observe`, names it in X-Request-ID, makes a bug a 500."""
+
+    def __init__(self, app: ASGIApp, observe: Observe | None = None) -> None:
         self._app = app
+        self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -49,4 +55,8 @@ class AccessLog:
             data = {"method": scope["method"], "path": path, "status": status, "ms": round(ms, 1)}
             sentence = "%(method)s %(path)s gave %(status)d in %(ms).1f ms"
             level = logging.DEBUG if path == "/healthz" else logging.INFO  # asked every few seconds
-            log.log(level, sentence, data, extra=data | {"request_id": request_id})
+            job_id = scope.get("path_params", {}).get("job_id")
+            ids = {"request_id": request_id} | ({"job_id": job_id} if job_id else {})
+            log.log(level, sentence, data, extra=data | ids)
+            if self._observe is not None:
+                self._observe(scope, status, ms / 1000)

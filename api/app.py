@@ -14,6 +14,7 @@ from api.access_log import AccessLog
 from api.deps import Services
 from api.errors import add_error_handlers
 from api.following import BLOCK_MS
+from api.metrics import ApiMetrics
 from api.openapi import describe
 from api.public_address import Allowed
 from api.readiness import Readiness
@@ -75,7 +76,8 @@ def create_app(settings: Settings, store: Store | None = None, storage: Storage 
     for routes in (jobs, events, artifacts, datasets, webhooks):
         app.include_router(routes.router, prefix="/v1")
     app.include_router(health.router)
-    app.add_middleware(AccessLog)
+    app.state.metrics = ApiMetrics(store)
+    app.add_middleware(AccessLog, observe=app.state.metrics.observe)
     add_error_handlers(app)
     describe(app)
     return app

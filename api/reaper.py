@@ -20,7 +20,6 @@ from types import FrameType
 from redis.exceptions import LockError, RedisError
 
 from api.housekeeping import housekeeping
-from api.logs import set_up_logging
 from api.public_address import Allowed
 from api.webhook_sender import WebhookSender
 from jobs import turns
@@ -28,6 +27,7 @@ from jobs import workers as registry
 from jobs.alive import Pulse
 from jobs.errors import FailureReason, IllegalTransition, JobNotFound, StaleAttempt
 from jobs.gpu_class import GpuClass
+from jobs.logs import set_up_logging
 from jobs.outage import Outage
 from jobs.record import Failure
 from jobs.settings import Settings
@@ -129,11 +129,12 @@ class Reaper:
             )
             failure = Failure(reason=FailureReason.WORKER_LOST, message=message)
             after = self._store.give_back(job_id, record.attempt.number, failure)
-            log.warning("Attempt %d at job %s is lost; the job is %s", record.attempt.number, job_id, after.status)
+            number, ids = record.attempt.number, {"job_id": job_id, "attempt": record.attempt.number}
+            log.warning("Attempt %d at job %s is lost; the job is %s", number, job_id, after.status, extra=ids)
         except JobNotFound:
             self._store.redis.zrem(RUNNING, job_id)
         except (StaleAttempt, IllegalTransition) as error:
-            log.info("Job %s moved meanwhile: %s", job_id, error)
+            log.info("Job %s moved meanwhile: %s", job_id, error, extra={"job_id": job_id})
 
     def _put_tickets_right(self) -> None:
         """Tickets die with a worker that was killed between taking one and claiming, and the home of a job changes with

@@ -18,8 +18,8 @@ from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_a
 
 from api.auth import fingerprint_of, remember_token
 from api.base_models import ModelNotBrought, bring
-from api.logs import set_up_logging
 from jobs.errors import StorageError, StorageUnavailable
+from jobs.logs import set_up_logging
 from jobs.settings import Settings
 from jobs.storage import Storage
 

@@ -178,7 +178,10 @@ class Stack:
     def _start_worker(self, redis: "Redis") -> None:
         cpu = self.settings.device == "auto" and not look().gpus
         # One person's machine: better slowly than not at all.
-        child = self._python("worker", "worker", env={"LORAQ_DEVICE": "cpu"} if cpu else {})
+        env = {"LORAQ_DEVICE": "cpu"} if cpu else {}
+        if self.settings.metrics_port is not None:  # the API has that one
+            env["LORAQ_METRICS_PORT"] = str(self.settings.metrics_port + 1)
+        child = self._python("worker", "worker", env=env)
         where = "no GPU: it trains on the CPU" if cpu else f"queue {self.settings.queue}"
         self._add("Worker", where, child, child.log)
         child.wait_until(lambda: self._worker_is_ready(redis, child.pid), WORKER_START_S)

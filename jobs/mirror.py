@@ -44,7 +44,12 @@ class Mirror:
             try:
                 saved += self._save(each.decode())
             except StorageError as error:
-                log.warning("The record of job %s is not in the bucket yet: %s", each.decode(), error)
+                log.warning(
+                    "The record of job %s is not in the bucket yet: %s",
+                    each.decode(),
+                    error,
+                    extra={"job_id": each.decode()},
+                )
                 self._redis.zadd(UNSAVED, {each: time.time()})  # behind the others
         return saved
 

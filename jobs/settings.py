@@ -99,6 +99,18 @@ class Settings(BaseSettings):
         description="Worker: CPU threads of the trainer. Small models are fastest with one; a GPU needs no more.",
     )
 
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="API and worker: port on which each shows its figures to Prometheus, apart from the API's own; "
+        "docs/metrics.md. Unset: none. The API and each worker of one machine need ports of their own.",
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1",
+        description="Address of that port. The figures hold no secret and name no job and no owner, and have no token: "
+        "0.0.0.0 only inside a network of your own.",
+    )
     alive_file: Path | None = Field(
         default=None,
         description="Worker and reaper: a file that each touches as long as it is well; `python -m jobs.alive FILE` "

@@ -65,9 +65,15 @@ class StoredObject:
 
 
 class Storage:
-    """One object store, with the credentials of the settings."""
+    """One object store, with the credentials of the settings.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        moved: told of all bytes of files, "up" or "down" and how many; called from several threads, and with 0 now and
+            then.
+    """
+
+    def __init__(self, settings: Settings, moved: Callable[[str, int], None] | None = None) -> None:
+        self._moved = moved or _count_nothing
         self._stall_s = settings.s3_stall_s
         self._client = _client(settings, settings.s3_endpoint_url)
         self._public = _client(settings, settings.s3_public_endpoint_url or settings.s3_endpoint_url)
@@ -145,7 +151,7 @@ class Storage:
             on_bytes: called with the bytes that came since its last call, also while none come, from several threads;
                 may raise to end it.
         """
-        stop, tell = threading.Event(), on_bytes or _tell_nobody
+        stop, tell = threading.Event(), self._telling("down", on_bytes)
         parts = ThreadPoolExecutor(PARALLEL_FILES, thread_name_prefix="parts")
 
         def fetch(file: tuple[S3Uri, Path]) -> None:
@@ -158,7 +164,7 @@ class Storage:
 
     def upload_all(self, files: Iterable[tuple[Path, S3Uri]], on_bytes: OnBytes | None = None) -> None:
         """Files into objects, several at once and large ones in parallel parts; the first error ends it."""
-        stop, tell = threading.Event(), on_bytes or _tell_nobody
+        stop, tell = threading.Event(), self._telling("up", on_bytes)
 
         def count(moved_bytes: int) -> None:
             if stop.is_set():
@@ -177,6 +183,14 @@ class Storage:
         """What `stream` still holds into an object, which is there only when the stream has ended well."""
         with named_errors(uri):
             self._client.upload_fileobj(stream, uri.bucket, uri.key, Config=_UPLOAD_STREAM)
+
+    def _telling(self, direction: str, on_bytes: OnBytes | None) -> OnBytes:
+        def tell(count: int) -> None:
+            self._moved(direction, count)
+            if on_bytes is not None:
+                on_bytes(count)
+
+        return tell
 
     def abort_uploads(self, folder: S3Uri) -> int:
         """End multipart uploads below `folder` that were begun and never ended; they cost room and show nowhere.
@@ -289,5 +303,5 @@ def _patiently(stop: threading.Event) -> Retrying:
     )
 
 
-def _tell_nobody(_bytes: int) -> None:
+def _count_nothing(_direction: str, _bytes: int) -> None:
     pass

@@ -19,7 +19,7 @@ import time
 
 from redis.client import Pipeline
 
-from jobs import events, leftovers, turns, webhooks
+from jobs import counts, events, leftovers, turns, webhooks
 from jobs.archive_index import ENDED
 from jobs.queue import Queues, extra_ticket, ticket_of
 from jobs.record import JobRecord
@@ -82,6 +82,7 @@ class Writer:
             events.append(
                 pipeline, new.id, "status", number, data | (failure.model_dump(mode="json") if failure else {})
             )
+            counts.note(pipeline, old, new)
             self._turn(pipeline, old, new)
             if new.status.final:
                 webhooks.put(pipeline, new)

@@ -9,6 +9,7 @@ import os
 import sys
 
 from jobs.gpus import look
+from jobs.logs import set_up_logging
 from jobs.settings import Settings
 from jobs.store import open_store
 from worker.gpu_claim import NoGpu, claim_gpus
@@ -23,7 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m worker", description="Work off the queue until SIGTERM.")
     parser.add_argument("--once", action="store_true", help="take one job at most, and end")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    set_up_logging()
     settings = Settings()
     try:
         _take_gpus(settings)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from jobs import events
+from jobs import events, logs
 from jobs.checkpoint import delete_checkpoints
 from jobs.errors import FailureReason, IllegalTransition, ObjectNotFound, StorageError, StorageUnavailable
 from jobs.gpu_class import GpuClass
@@ -25,7 +25,7 @@ from jobs.status import Status
 from jobs.storage import Storage
 from jobs.store import open_store
 from jobs.uri import S3Uri, check_writable
-from worker import stop
+from worker import stop, telemetry
 from worker.archives import ArchiveInvalid
 from worker.checkpoints import (
     CheckpointDamaged,
@@ -61,6 +61,9 @@ def run_attempt() -> None:
     if record is None:
         log.info("No job may begin now: this ticket was one too many")
         return
+    assert record.attempt is not None
+    logs.bind(job_id=record.id, attempt=record.attempt.number)
+    telemetry.tell("attempt", job_id=record.id, attempt=record.attempt.number)
     with Lease(store, record, settings) as lease:
         try:
             _carry_out(record, lease, settings)
@@ -79,14 +82,14 @@ def run_attempt() -> None:
             log.exception("The attempt at job %s met a bug of loraq's", lease.job_id)
             _fail(lease, FailureReason.CRASHED, f"loraq itself failed: {type(error).__name__}: {error}")
         status = store.get(lease.job_id).status
-    log.info("Attempt %d at job %s ended: %s", lease.attempt, lease.job_id, status, extra={"job_id": lease.job_id})
+    log.info("Attempt %d at job %s ended: %s", lease.attempt, lease.job_id, status)
     if status in (Status.SUCCEEDED, Status.CANCELLED):
         _forget_checkpoints(record, settings)
 
 
 def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
     """Fetch, train and commit. Raises whatever keeps it from a committed output."""
-    storage = Storage(settings)
+    storage = Storage(settings, telemetry.moved)
     data_dir = settings.data_dir.expanduser()
     output_uri = S3Uri.parse(record.output_uri)
     check_writable(output_uri, settings, record.owner)
@@ -100,6 +103,7 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
         output.mkdir()
         inputs = Inputs(settings, storage, downloads, record.owner)
         lease.event("phase", {"name": "fetching"})
+        telemetry.tell("phase", name="fetching")
         folders = {field: inputs.dataset(uri, lease.check, field) for field, uri in record.spec.dataset.uris().items()}
         places = Places(
             dataset=folders["dataset.uri"],
@@ -122,6 +126,7 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
                 raise
             lease.move(Status.UPLOADING)
             lease.update(phase="uploading")
+            telemetry.tell("phase", name="uploading")
             while not uploads.finish(timeout_s=0.5):
                 lease.check()
         _commit(record, output, output_uri, lease, storage, uploads.samples)
@@ -193,6 +198,7 @@ class _Reporter:
                 if data["name"] == "training":
                     self._lease.move(Status.TRAINING)
                 self._lease.event("phase", data)
+                telemetry.tell("phase", **data)
             case "step":
                 self._lease.update(
                     step=data["step"],
@@ -201,6 +207,7 @@ class _Reporter:
                     seconds_per_step=data["seconds"],
                     peak_bytes=data["peak_bytes"],
                 )
+                telemetry.tell("step", **data)
                 self._count("step", data, last=data["step"] == data["steps"])
             case "encoded":
                 self._count("encoded", data, last=data["done"] == data["total"])
@@ -266,7 +273,7 @@ def _save_log(output: Path, folder: S3Uri, storage: Storage) -> None:
 
 
 def _fail(lease: Lease, reason: FailureReason, message: str) -> None:
-    log.warning("An attempt at job %s failed, %s: %s", lease.job_id, reason, message, extra={"job_id": lease.job_id})
+    log.warning("An attempt at job %s failed, %s: %s", lease.job_id, reason, message)
     _end(lease, lambda: lease.give_back(Failure(reason=reason, message=message)))
 
 

@@ -19,6 +19,7 @@ from typing import Self, TextIO
 from jobs.errors import StorageError, StorageUnavailable
 from jobs.storage import Storage, StoredObject
 from jobs.uri import S3Uri
+from worker import telemetry
 from worker.archives import ArchiveInvalid, without_ending
 from worker.disk import check_room, has_room
 
@@ -66,6 +67,7 @@ class Downloads:
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:  # a fetch that fails lets go of its lock
             lock = held.enter_context(entry.with_suffix(".lock").open("w"))
+            telemetry.tell("cache", hit=entry.exists())
             while True:
                 there = entry.exists()
                 if not _try_lock(lock, fcntl.LOCK_SH if there else fcntl.LOCK_EX):

@@ -24,7 +24,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.timeouts import BaseDeathPenalty, HorseMonitorTimeoutException
 
-from jobs import gpus, workers
+from jobs import gpus, logs, metrics, workers
 from jobs.alive import Pulse
 from jobs.errors import FailureReason, IllegalTransition, JobNotFound, StaleAttempt
 from jobs.gpus import Gpus
@@ -33,8 +33,9 @@ from jobs.record import Failure, now
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.workers import WorkerInfo
-from worker import attempt, scratch, stop  # noqa: F401  (imported before the fork, so that every horse starts at once)
+from worker import attempt, scratch, stop, telemetry  # noqa: F401  (imported before the fork, so that every horse starts at once)
 from worker.lifeline import die_with_parent
+from worker.metrics import WorkerMetrics
 from worker.own_class import OwnClass, own_class
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class AttemptWorker(Worker):
 
     def setup_work_horse_signals(self) -> None:
         """In the horse: SIGTERM becomes a flag, the horse does not outlive its parent, and knows what that has."""
+        logs.bind()  # until it holds a job
         stop.listen()
         os.environ["LORAQ_WORKER_CLASS"] = self.own.gpu_class.name
         if self.own.gpu_class.gpus and self.settings.device == "auto":
@@ -158,6 +160,8 @@ class AttemptWorker(Worker):
             super().monitor_work_horse(job, queue, execution)
         except RedisError as error:
             log.warning("RQ was not told how the horse ended: %s", error)
+        finally:
+            telemetry.tell("ended")  # by the same pipe, so after all that the horse told
 
     def wait_for_horse(self) -> tuple[int | None, int | None, Any]:
         """The horse's pid, status and usage when it has ended; all None if they were taken before.
@@ -184,6 +188,7 @@ class AttemptWorker(Worker):
             else f"code {os.waitstatus_to_exitcode(ret_val)}"
         )
         message = f"The attempt's process was ended by {name} before it could report."
+        log.warning("%s", message)
         self._give_back(Failure(reason=FailureReason.CRASHED, message=message))
 
     def _give_back(self, failure: Failure | None) -> None:
@@ -191,6 +196,7 @@ class AttemptWorker(Worker):
         try:
             held = self.store.held_by(self.name)
             if held is not None:
+                logs.bind(job_id=held[0], attempt=held[1])
                 self.store.give_back(*held, failure)
         except (StaleAttempt, IllegalTransition, JobNotFound) as error:
             log.info("The attempt had been ended already: %s", error)
@@ -243,10 +249,17 @@ def work(store: Store, settings: Settings, once: bool = False) -> int:
     """
     pulse = Pulse(settings.alive_file)
     scratch.collect(settings.data_dir.expanduser() / "scratch")  # of a worker that was killed, with its attempt
+    figures = WorkerMetrics()
+    figures.listen(telemetry.open_pipe())
+    metrics.serve(figures.registry, settings)
+    introduced = False
     while True:
         try:
             worker = open_worker(store, settings, pulse)
-            _introduce(worker)
+            if not introduced:
+                _introduce(worker)
+                figures.introduce(worker.own.gpu_class)
+                introduced = True
             if once and worker.own.refuses:
                 return os.EX_CONFIG
             worker.work(logging_level="WARNING", burst=once, max_jobs=1 if once else None)

@@ -24,11 +24,11 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from api.auth import create_token
 from api.client import Loraq
 from api.client_errors import ApiError
-from api.logs import set_up_logging
 from api.public_address import Allowed
 from api.servers import free_port
 from api.webhook_sender import PARALLEL_PER_OWNER, WebhookSender
 from jobs import webhooks
+from jobs.logs import set_up_logging
 from jobs.record import JobRecord
 from jobs.settings import Settings
 from jobs.status import Status

@@ -58,7 +58,7 @@ def test_every_container_has_few_rights_and_limits(compose: dict[str, Any]) -> N
 def test_nothing_is_published_beyond_loopback(compose: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
 
-    assert published.keys() == {"api", "store"}
+    assert published.keys() == {"api", "store", "grafana"}
     assert all(":-127.0.0.1:" in port for ports in published.values() for port in ports)
 
 

@@ -1,4 +1,8 @@
-"""Logs are sentences with data: for people on a terminal, as JSON lines everywhere else."""
+"""Logs are sentences with data: for people on a terminal, as JSON lines everywhere else.
+
+A process that works on one job at a time names it once, by `bind`; from then on each of its lines says which, also
+those of libraries and of other threads.
+"""
 
 import json
 import logging
@@ -8,6 +12,25 @@ from typing import Any
 
 # What every LogRecord has (and uvicorn's coloured copy); anything else came in by `extra` and is data.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+_bound: dict[str, Any] = {}
+
+
+def bind(**data: Any) -> None:
+    """What every line of this process is about from now on, in place of what it was about before: none for nothing."""
+    global _bound
+    _bound = data
+
+
+class _Bound(logging.Filter):
+    """Adds what is bound to each line that does not say it of itself."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        for name, value in _bound.items():
+            if name not in vars(record):
+                setattr(record, name, value)
+        return True
 
 
 class JsonLines(logging.Formatter):
@@ -31,6 +54,7 @@ def set_up_logging(level: int = logging.INFO) -> None:
     """Send all logs to standard error, in the form that suits what reads it."""
     handler = logging.StreamHandler(sys.stderr)
     human = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
+    handler.addFilter(_Bound())
     handler.setFormatter(human if sys.stderr.isatty() else JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole URLs, and a webhook's may hold a secret
