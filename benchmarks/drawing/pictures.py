@@ -138,7 +138,7 @@ def _arrange(scene: Scene, source: random.Random) -> list[tuple[float, float, fl
     """Return x, y and radius of each shape, px."""
     if scene.count > 1:
         return _scatter(scene.count, source)
-    radius, shift = (source.uniform(14, 24), 6) if scene.place else (source.uniform(26, 42), 14)
+    radius, shift = (source.uniform(17, 24), 6) if scene.place else (source.uniform(26, 42), 14)
     x, y = PLACES[scene.place]
     return [(x + source.uniform(-shift, shift), y + source.uniform(-shift, shift), radius)]
 
@@ -146,7 +146,7 @@ def _arrange(scene: Scene, source: random.Random) -> list[tuple[float, float, fl
 def _scatter(count: int, source: random.Random) -> list[tuple[float, float, float]]:
     """Shapes of one size that neither touch each other nor the border."""
     while True:
-        radius = source.uniform(13, 18)
+        radius = source.uniform(15, 19)
         spots: list[tuple[float, float, float]] = []
         for _ in range(100):
             x, y = (source.uniform(radius + 2, SIDE_PX - radius - 2) for _ in range(2))

@@ -16,23 +16,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from PIL import Image
 from torch import Tensor
 
 from benchmarks.drawing.artist import Artist, sheet
-from benchmarks.drawing.checker import rates
+from benchmarks.drawing.checker import judge, rates
 from benchmarks.drawing.model import CONFIGS, NAME, random_text_encoders
 from benchmarks.drawing.pictures import COLOURS, KNOWN_SHAPES, NEW_SHAPES, Scene, all_scenes, render, scribble
 from benchmarks.drawing.train_unet import BATCH, Captioned, train_unet
-from benchmarks.drawing.train_vae import encode_all, train_vae
+from benchmarks.drawing.train_vae import encode_all, reconstruct, train_vae
 from worker.model.base_writer import published_states, write_single_file
 from worker.model.text_encoders import TextEncoders
 from worker.seeds import generator
 
 SEED = 0
-PICTURES, SCRIBBLES, PICTURES_A_CHUNK = 65_536, 16_384, 256
-VAE_STEPS, UNET_STEPS = 4_000, 12_000
+PICTURES, SCRIBBLES, PICTURES_A_CHUNK = 65_536, 8_192, 256
+VAE_STEPS, UNET_STEPS = 2_900, 5_500
 HELD_OUT = 12  # one caption in so many is never shown, to see whether colours and shapes combine freely
-RATED = 504  # known captions drawn for the figures
+RATED = 252  # known captions drawn for the figures
+VAE_RATE_MIN = 0.85  # of pictures that are still right after the VAE; a worse one is not worth a U-Net
 
 
 def log(line: str) -> None:
@@ -80,6 +83,12 @@ def caption_tables(encoders: TextEncoders, scenes: list[Scene], device: torch.de
     return text.to(device), pooled.to(device)
 
 
+def rates_after(vae: AutoencoderKL, pictures: Tensor, scenes: list[Scene]) -> dict[str, float]:
+    """Encode and decode pictures [n, 3, H, W] of `scenes`: how many are still right? What no U-Net can exceed."""
+    images = [Image.fromarray(each) for each in reconstruct(vae, pictures).permute(0, 2, 3, 1).numpy()]
+    return rates(judge(image, scene) for image, scene in zip(images, scenes, strict=True))
+
+
 def rates_of(artist: Artist, trained: list[Scene], held_out: list[Scene], count: int) -> dict[str, dict[str, float]]:
     """Draw `count` of the captions trained on, as many held out, and the star: how many are right?"""
     chosen = [trained[i] for i in torch.randperm(len(trained), generator=generator("rated", SEED))[:count].tolist()]
@@ -112,6 +121,7 @@ def main() -> None:
     parser.add_argument("--scribbles", type=int, default=SCRIBBLES)
     parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
     parser.add_argument("--unet-steps", type=int, default=UNET_STEPS)
+    parser.add_argument("--vae-rate-min", type=float, default=VAE_RATE_MIN)
     parser.add_argument("--rated", type=int, default=RATED, help="known captions drawn for the figures")
     parser.add_argument("--batch", type=int, default=BATCH, help="of the U-Net")
     arguments = parser.parse_args()
@@ -127,6 +137,10 @@ def main() -> None:
     log(f"Rendered {len(pictures)} pictures of {len(trained)} captions in {time.perf_counter() - started:.0f} s.")
     pictures, numbers = pictures.to(device), numbers.to(device)
     vae = train_vae(pictures, arguments.vae_steps, log)
+    kept = rates_after(vae, pictures[: arguments.rated], [trained[n] for n in numbers[: arguments.rated].tolist()])
+    log(f"After the VAE {kept['right']:.1%} of pictures are right: {kept}")
+    if kept["right"] < arguments.vae_rate_min:
+        raise SystemExit(f"The VAE loses too much: at least {arguments.vae_rate_min:.0%} should be right.")
     latents = encode_all(vae, pictures[: len(numbers)])
     del pictures
 
@@ -144,7 +158,7 @@ def main() -> None:
 
     artist = Artist(file, device=device)
     figures = {
-        "rates": rates_of(artist, trained, held_out, arguments.rated),
+        "rates": {"pictures after the VAE": kept} | rates_of(artist, trained, held_out, arguments.rated),
         "bytes": file.stat().st_size,
         "seconds": round(time.perf_counter() - started),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),

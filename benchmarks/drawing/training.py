@@ -1,4 +1,7 @@
-"""AdamW with a warm-up, a cosine and a running mean of the weights, for the VAE and the U-Net alike."""
+"""AdamW with a warm-up, a cosine and a running mean of the weights, for the VAE and the U-Net alike.
+
+On a GPU nets compute in BF16 under autocast, on FP32 weights.
+"""
 
 import math
 import time
@@ -15,6 +18,7 @@ State = dict[str, Tensor]
 
 WARM_UP_STEPS = 100
 EMA_DECAY = 0.999
+COMPUTE_DTYPE = torch.bfloat16  # of what autocast casts on a GPU
 _LOGGED = 10  # lines a training
 
 
@@ -29,17 +33,19 @@ class Trained:
 
 def train(what: Trained, steps: int, learning_rate: float, name: str, log: Log) -> State:
     """Train in place, and return the running mean of the weights, which is better than the last ones."""
-    parameters = list(what.module.parameters())
-    mean = {key: tensor.detach().clone() for key, tensor in what.module.state_dict().items()}
+    parameters, device = list(what.module.parameters()), what.device.type
+    mean = {key: torch.zeros_like(tensor) for key, tensor in what.module.state_dict().items()}
     rate = torch.tensor(learning_rate, device=what.device)
     optimizer = torch.optim.AdamW(
-        parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=what.device.type == "cuda"
+        parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=device == "cuda"
     )
     total = torch.zeros((), device=what.device)
 
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        loss = what.loss()
+        # no cache of cast weights: a graph would replay the first step's
+        with torch.autocast(device, COMPUTE_DTYPE, enabled=device == "cuda", cache_enabled=False):
+            loss = what.loss()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -49,7 +55,7 @@ def train(what: Trained, steps: int, learning_rate: float, name: str, log: Log) 
         return loss
 
     run = captured(step, what.device)
-    total.zero_()
+    torch._foreach_zero_([total, *mean.values()])  # capturing has trained a little
     started, every = time.perf_counter(), max(1, steps // _LOGGED)
     for number in range(1, steps + 1):
         rate.fill_(learning_rate * _share(number, steps))
@@ -58,7 +64,8 @@ def train(what: Trained, steps: int, learning_rate: float, name: str, log: Log) 
             average = (total / every).item()  # host sync
             total.zero_()
             log(f"{name} step {number}: loss {average:.4f}, {time.perf_counter() - started:.0f} s")
-    return mean
+    seen = 1 - EMA_DECAY**steps  # the rest of the mean is the zeros that it began with
+    return {key: tensor / seen for key, tensor in mean.items()}
 
 
 def _share(step: int, steps: int) -> float:
