@@ -14,6 +14,9 @@ def report_in_words(data: dict[str, JsonValue]) -> str:
     if sources := _counted(data, "caption_sources"):
         lines.append(f"captions from {sources}")
     lines += [f"caption: {caption or '(none)'}" for caption in _texts(data, "captions")]
+    if held_out := _texts(data, "held_out"):
+        more = ", …" if len(held_out) > _SHOWN else ""
+        lines.append(f"held out, for validation: {', '.join(held_out[:_SHOWN])}{more}")
     skipped = _texts(data, "skipped")
     lines += [f"skipped: {line}" for line in skipped[:_SHOWN]]
     # The event holds the first of many only.

@@ -21,6 +21,8 @@ def in_words(event: JobEvent) -> str:
             return f"encoded {data['done']} of {data['total']}"
         case "step":
             return f"step {data['step']}/{data['steps']}, loss {data['loss']:.4f}, {data['seconds']:.2f} s"
+        case "validation":
+            return f"held-out pictures have loss {data['validation_loss']:.4f} after step {data['step']}"
         case "sample":
             return f"drew {data['path']}"
         case "checkpoint":

@@ -15,7 +15,18 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from redis import Redis
 from redis.client import Pipeline
 
-Kind = Literal["status", "cancel_requested", "phase", "encoded", "dataset", "step", "sample", "checkpoint", "warning"]
+Kind = Literal[
+    "status",
+    "cancel_requested",
+    "phase",
+    "encoded",
+    "dataset",
+    "step",
+    "validation",
+    "sample",
+    "checkpoint",
+    "warning",
+]
 
 MAX_EVENTS = 20_000
 """Events kept a job, about: the oldest are dropped first, some 2 MB in Redis at most."""

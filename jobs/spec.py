@@ -281,6 +281,24 @@ class TimestepSpec(Section):
         return self
 
 
+class ValidationSpec(Section):
+    """Pictures held out of training, by whose loss one sees when it learns its pictures by heart."""
+
+    pictures: int | None = Field(default=None, ge=1, le=128, description="How many are held out; null: share says it.")
+    share: float | None = Field(
+        default=None, gt=0, le=0.5, description="Which share of the pictures is held out, at least 1, at most 128."
+    )
+    every_n_steps: int | None = Field(
+        default=100, ge=1, le=1_000_000, description="How often, besides before and after; null: only these."
+    )
+
+    @model_validator(mode="after")
+    def _says_how_many(self) -> Self:
+        if (self.pictures is None) is (self.share is None):
+            raise ValueError("say how many pictures are held out: pictures, or share, but not both.")
+        return self
+
+
 class TrainingSpec(Section):
     """How long and how it is trained."""
 
@@ -315,6 +333,9 @@ class TrainingSpec(Section):
         description="Whether the base model was trained to start from pure noise; null: what it says of itself.",
     )
     ema: EMASpec | None = Field(default=None, description="Mean of the adapter's weights; null: off.")
+    validation: ValidationSpec | None = Field(
+        default=None, description="Loss of pictures that are not trained, at fixed noise and timesteps; null: off."
+    )
 
     @model_validator(mode="after")
     def _zero_terminal_snr_predicts_v(self) -> Self:

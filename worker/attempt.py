@@ -216,7 +216,7 @@ class _Reporter:
             case "sample":
                 self._uploads.sample(data["path"], data["step"])
                 self._lease.event("sample", data)
-            case "dataset" | "warning" as kind:
+            case "dataset" | "validation" | "warning" as kind:
                 self._lease.event(kind, data)
             case _:
                 pass  # finished, stopped and failed end the trainer, and TrainerProcess tells how

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jobs.settings import Settings
 from jobs.shards import is_sharded
-from jobs.spec import JobSpec, MasksSpec, RegularisationSpec
+from jobs.spec import JobSpec, MasksSpec, RegularisationSpec, ValidationSpec
 from worker.data.config import DatasetConfig, MasksConfig, RegularisationConfig, ShuffleConfig
 from worker.loop.config import (
     CheckpointsConfig,
@@ -15,6 +15,7 @@ from worker.loop.config import (
     ScheduleConfig,
     TrainConfig,
     TrainerConfig,
+    ValidationConfig,
 )
 from worker.lora.config import LoRAConfig, Override, TextLoRAConfig
 
@@ -94,6 +95,7 @@ def trainer_config(spec: JobSpec, places: Places, settings: Settings) -> Trainer
         dtype="bfloat16" if spec.memory.base_dtype == "bfloat16" else "auto",
         checkpoints=CheckpointsConfig(every_n_steps=spec.checkpoints.every_n_steps, keep=LOCAL_CHECKPOINTS),
         samples=SamplesConfig(prompts=spec.samples.prompts, every_n_steps=spec.samples.every_n_steps),
+        validation=_validation(training.validation),
         formats=spec.output.formats,
     )
 
@@ -110,6 +112,10 @@ def _regularisation(spec: RegularisationSpec | None, folder: Path | None) -> Reg
         layout="webdataset" if is_sharded(spec.uri) else spec.layout,
         weight=spec.weight,
     )
+
+
+def _validation(spec: ValidationSpec | None) -> ValidationConfig | None:
+    return spec and ValidationConfig(spec.pictures, spec.share, spec.every_n_steps)
 
 
 def _lora_config(spec: JobSpec, init_from: Path | None) -> LoRAConfig:

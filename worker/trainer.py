@@ -14,6 +14,7 @@ error.
     {"fact": "warning", "message": "..."}                     clamped, enlarged or skipped; training goes on
     {"fact": "encoded", "done": 3, "total": 16}               pictures, captions and prompts, from the cache or anew
     {"fact": "step", "step": 1, "steps": 100, "loss": 0.12, "lr": 1e-4, "seconds": 0.3, "peak_bytes": 5573000000 | null}
+    {"fact": "validation", "step": 50, "validation_loss": 0.13, "by_timestep": {"62": 0.3, ...}, "weights": "last"}
     {"fact": "sample", "step": 50, "path": "samples/step-000050-0.png"}
     {"fact": "checkpoint", "step": 50, "path": "checkpoints/step-000050"}
 
@@ -24,11 +25,12 @@ and exactly one of these, last:
     {"fact": "failed", "reason": "dataset_invalid" | ..., "message": "..."}       the only one with exit code 1, not 0
 
 `dataset` has the fields of worker.data.report.DatasetReport but the warnings, and no more than twenty of `skipped`, of
-`skipped_total`; dataset.json has all. Steps count from 1. Paths are relative to the output folder. `peak_bytes` is the
-most GPU memory allocated since training began, null on a CPU. `loss_first` and `loss_last` are means over the first and
-last tenth of the steps, at least one. `step` and `path` of `stopped` are null when this process had trained no step
-yet. `reason` is the TrainerError's, or out_of_memory_gpu, out_of_memory_host, or crashed. A process that ends without
-one of the last three was killed.
+`skipped_total`; dataset.json has all. Steps count from 1; a `validation` of step 0 comes before the first, and its
+`weights` are "last" or "ema". Paths are relative to the output folder. `peak_bytes` is the most GPU memory allocated
+since training began, null on a CPU. `loss_first` and `loss_last` are means over the first and last tenth of the steps,
+at least one. `step` and `path` of `stopped` are null when this process had trained no step yet. `reason` is the
+TrainerError's, or out_of_memory_gpu, out_of_memory_host, or crashed. A process that ends without one of the last three
+was killed.
 """
 
 import argparse

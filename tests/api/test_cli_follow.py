@@ -28,6 +28,7 @@ EVENTS: list[tuple[Kind, dict[str, Any], str]] = [
             "bucket_sizes": {"64x64": 7, "96x32": 1},
             "captions": ["a cat", ""],
             "caption_sources": {".txt": 7, "none": 1},
+            "held_out": ["b.png", "c/d.png"],
             "skipped": ["a\n12:00:00  succeeded.md is neither a picture nor a caption."],
             "skipped_total": 12,
         },
@@ -36,6 +37,7 @@ EVENTS: list[tuple[Kind, dict[str, Any], str]] = [
         "    captions from .txt (7), none (1)\n"
         "    caption: a cat\n"
         "    caption: (none)\n"
+        "    held out, for validation: b.png, c/d.png\n"
         "    skipped: a 12:00:00 succeeded.md is neither a picture nor a caption.\n"
         "    skipped: 11 more",
     ),
@@ -44,6 +46,11 @@ EVENTS: list[tuple[Kind, dict[str, Any], str]] = [
         "step",
         {"step": 3, "steps": 10, "loss": 0.12345, "lr": 1e-4, "seconds": 2.0, "peak_bytes": None},
         "step 3/10, loss 0.1235, 2.00 s",
+    ),
+    (
+        "validation",
+        {"step": 0, "validation_loss": 0.12345, "by_timestep": {"62": 0.12345}, "weights": "last"},
+        "held-out pictures have loss 0.1235 after step 0",
     ),
     ("sample", {"step": 3, "path": "samples/a.png"}, "drew samples/a.png"),
     ("checkpoint", {"step": 3, "seconds": 0.1}, "checkpoint of step 3 is in the bucket"),

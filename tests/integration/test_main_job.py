@@ -51,7 +51,8 @@ def assert_no_output(storage, record: JobRecord) -> None:
 
 def test_two_jobs_in_order_each_with_one_committed_output(store, storage, worker, submit, bucket, make_spec, tmp_path):
     dataset = bucket("main-job")
-    first = submit(make_spec(dataset={"uri": dataset}, samples={"prompts": ["a photo of a cat"]}))
+    told = {"resolution": 64, "steps": 4, "validation": {"share": 0.25, "every_n_steps": 2}}
+    first = submit(make_spec(dataset={"uri": dataset}, samples={"prompts": ["a photo of a cat"]}, training=told))
     second = submit(make_spec(dataset={"uri": dataset}))
     worker()
 
@@ -67,8 +68,12 @@ def test_two_jobs_in_order_each_with_one_committed_output(store, storage, worker
     for file in manifest.files:
         storage.download(S3Uri.parse(done.output_uri) / file.stored_as, tmp_path / file.path)
         assert sha256_of(tmp_path / file.path) == file.sha256
-    moves = [event.data["to"] for event in events.read(store.redis, first.id) if event.kind == "status"]
+    happened = list(events.read(store.redis, first.id))
+    moves = [event.data["to"] for event in happened if event.kind == "status"]
     assert moves == ["queued", "preparing", "training", "uploading", "succeeded"]
+    (report,) = (event.data for event in happened if event.kind == "dataset")
+    assert (report["pictures"], len(report["held_out"])) == (6, 2)
+    assert [event.data["step"] for event in happened if event.kind == "validation"] == [0, 2, 4]
 
 
 def test_a_job_goes_on_from_what_another_has_left(store, storage, worker, submit, bucket, make_spec, tmp_path):

@@ -70,6 +70,9 @@ TOLD = {
     "training.zero_terminal_snr": True,
     "training.ema.decay": 0.5,
     "training.ema.device": "cpu",
+    "training.validation.pictures": 3,
+    "training.validation.share": 0.25,
+    "training.validation.every_n_steps": 7,
     "memory.checkpointing": "none",
     "memory.base_dtype": "bfloat16",
     "samples.every_n_steps": 5,
@@ -85,6 +88,7 @@ DEFAULTS = {
     "dataset.masks.background": 0.0,
     "dataset.captions.keep_tokens": 1,
     "dataset.captions.shuffle_orders": 8,
+    "training.validation.every_n_steps": 100,
 }
 
 READ_ELSEWHERE = {
@@ -110,10 +114,11 @@ READ_ELSEWHERE = {
 
 # What must be said besides, as such a field says nothing without it.
 REQUIRED_WITH = {
-    "dataset.regularisation.": ("regularisation", {"uri": "s3://datasets/b/"}),
-    "dataset.masks.": ("masks", {"source": "folder"}),
-    "dataset.captions.keep_tokens": ("captions", {"shuffle_tags": True}),
-    "dataset.captions.shuffle_orders": ("captions", {"shuffle_tags": True}),
+    "dataset.regularisation.": ("dataset.regularisation", {"uri": "s3://datasets/b/"}),
+    "dataset.masks.": ("dataset.masks", {"source": "folder"}),
+    "dataset.captions.keep_tokens": ("dataset.captions", {"shuffle_tags": True}),
+    "dataset.captions.shuffle_orders": ("dataset.captions", {"shuffle_tags": True}),
+    "training.validation.every_n_steps": ("training.validation", {"pictures": 3}),
 }
 
 
@@ -127,7 +132,8 @@ def spec_with(field: str | None = None, value: object = None) -> JobSpec:
     }
     for start, (name, given) in REQUIRED_WITH.items():
         if field is not None and field.startswith(start):
-            data["dataset"][name] = dict(given)
+            section, _, key = name.partition(".")
+            data.setdefault(section, {})[key] = dict(given)
     if field is not None:
         section = data
         *path, last = field.split(".")

@@ -42,6 +42,7 @@ class Dataset:
     pictures: tuple[Picture, ...]  # sorted by name, those of the regularisation last
     skipped: tuple[str, ...]  # one sentence a file that is not used
     warnings: tuple[str, ...]  # one sentence a kind of change that was made
+    held_out: tuple[Picture, ...] = ()  # not among `pictures`, no two the same: see worker/data/held_out.py
 
 
 def read_dataset(config: DatasetConfig) -> Dataset:

@@ -1,6 +1,7 @@
 """What of a dataset is to be encoded, and the examples that come of it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from PIL import ImageOps
 
@@ -33,11 +34,14 @@ def caption_orders(dataset: Dataset, config: DatasetConfig) -> list[Orders]:
 
 
 def shots_of(dataset: Dataset, cuts: Sequence[Cut], flip: bool) -> list[Shot]:
-    """Every picture as it is cut, each followed by its mirrored self if there is `flip`."""
+    """Every picture as it is cut, each followed by its mirrored self if there is `flip`; then those held out.
+
+    `cuts` are of the pictures, then of those held out.
+    """
     shots: list[Shot] = []
-    for picture, cut in zip(dataset.pictures, cuts, strict=True):
+    for picture, cut in zip((*dataset.pictures, *dataset.held_out), cuts, strict=True):
         shots.append(Shot(picture, cut))
-        if flip:
+        if flip and len(shots) < 2 * len(dataset.pictures):
             shots.append(Shot(picture, cut.mirrored(), mirrored=True))
     return shots
 
@@ -63,8 +67,8 @@ def view_of(shot: Shot, latents: Latents, config: DatasetConfig) -> View:
 def make_examples(
     dataset: Dataset, views: Sequence[View], orders: Sequence[Orders], captions: Mapping[str, TextEmbedding]
 ) -> list[Example]:
-    """One example a picture; `views` are those of `shots_of`, one or two a picture."""
-    each = len(views) // len(dataset.pictures)
+    """One example a picture; `views` are those of `shots_of`, one or two a picture, and one each that is held out."""
+    each = (len(views) - len(dataset.held_out)) // len(dataset.pictures)
     return [
         Example(
             view=views[n * each],
@@ -73,4 +77,13 @@ def make_examples(
             mirrored=views[n * each + 1] if each == 2 else None,
         )
         for n, picture in enumerate(dataset.pictures)
+    ]
+
+
+def make_held_out(dataset: Dataset, views: Sequence[View], captions: Mapping[str, TextEmbedding]) -> list[Example]:
+    """One example each picture that is held out, its caption as it stands; `views` are those of `shots_of`."""
+    own = views[len(views) - len(dataset.held_out) :]
+    return [
+        Example(replace(view, spread=None), (captions[picture.caption],))
+        for picture, view in zip(dataset.held_out, own, strict=True)
     ]

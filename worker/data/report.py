@@ -21,6 +21,7 @@ class DatasetReport:
     regularisation_pictures: int
     repeated: int  # pictures of a cycle, repeats counted, without regularisation
     masked: int  # pictures that have a mask
+    held_out: tuple[str, ...]  # names of pictures that are not trained, for validation
     sizes_px: dict[str, str]  # smallest, median and largest by area, as "512x768"
     bucket_sizes: dict[str, int]  # "width x height" as "512x768", to number of pictures
     captions: tuple[str, ...]  # the first five, as trained
@@ -30,7 +31,8 @@ class DatasetReport:
 
 
 def dataset_report(dataset: Dataset, cuts: Sequence[Cut]) -> DatasetReport:
-    """Sum up a dataset, with one cut for each picture."""
+    """Sum up a dataset, with one cut for each picture, then for each that is held out, which only `held_out` names."""
+    cuts = cuts[: len(dataset.pictures)]
     counts = Counter(cut.bucket_px for cut in cuts)
     enlarged = [picture.name for picture, cut in zip(dataset.pictures, cuts, strict=True) if cut.enlarged]
     warnings = list(dataset.warnings)
@@ -45,6 +47,7 @@ def dataset_report(dataset: Dataset, cuts: Sequence[Cut]) -> DatasetReport:
         regularisation_pictures=len(dataset.pictures) - len(pictures),
         repeated=sum(picture.repeats for picture in pictures),
         masked=sum(picture.mask is not None for picture in pictures),
+        held_out=tuple(picture.name for picture in dataset.held_out),
         sizes_px={name: f"{width}x{height}" for name, (width, height) in sizes.items()},
         bucket_sizes={f"{width}x{height}": n for (width, height), n in sorted(counts.items())},
         captions=tuple(picture.caption for picture in pictures[:_CAPTIONS_SHOWN]),
@@ -61,7 +64,7 @@ def write_report(report: DatasetReport, path: Path) -> None:
 
 
 def in_short(report: DatasetReport) -> dict[str, Any]:
-    """The report as a fact: with the first skipped files of many, and without the warnings, which are facts too."""
+    """The report as a fact: with the first names of many, and without the warnings, which are facts too."""
     fields = asdict(report)
     del fields["warnings"]
     return fields | {"skipped": report.skipped[:_SKIPPED_SHOWN], "skipped_total": len(report.skipped)}

@@ -110,6 +110,18 @@ class SamplesConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    pictures: int | None = None
+    """Pictures held out of training; None means that `share` says how many. One of the two is given."""
+
+    share: float | None = None
+    """Of the different pictures, at least one and at most worker.data.held_out.MAX_HELD_OUT."""
+
+    every_n_steps: int | None = None
+    """Their loss is taken every so many steps, and before the first and after the last; None means only then."""
+
+
+@dataclass(frozen=True)
 class CheckpointsConfig:
     every_n_steps: int | None = None
     """How often the whole training state is saved; None means only when the trainer is told to stop."""
@@ -150,6 +162,9 @@ class TrainerConfig:
     activations. The adapter and its optimizer are always float32."""
 
     samples: SamplesConfig = field(default_factory=SamplesConfig)
+    validation: ValidationConfig | None = None
+    """None means off: every picture is trained."""
+
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
 
     resume_from: str | None = None

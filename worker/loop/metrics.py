@@ -1,4 +1,4 @@
-"""metrics.jsonl, one line a step, and the curve drawn from it."""
+"""metrics.jsonl, one line a step and one a validation, and the curve drawn from it."""
 
 import json
 from dataclasses import asdict
@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from worker.loop.train import StepResult
+from worker.loop.validation import ValidationResult
 
 _SMOOTHING = 0.95  # of the drawn curve: single losses vary with the timestep far more than training changes them
 
@@ -24,11 +25,20 @@ class Metrics:
         lines = earlier.read_text(encoding="utf-8") if earlier else ""
         path.write_text(lines, encoding="utf-8")
         self.path = path
-        self.losses: list[float] = [json.loads(line)["loss"] for line in lines.splitlines()]
+        told = [json.loads(line) for line in lines.splitlines()]
+        self.losses: list[float] = [line["loss"] for line in told if "loss" in line]
+        self.validations: dict[int, float] = {
+            line["step"]: line["validation_loss"] for line in told if "validation_loss" in line
+        }
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, result: StepResult) -> None:
         self.losses.append(result.loss)
+        self._file.write(json.dumps(asdict(result)) + "\n")
+        self._file.flush()
+
+    def add_validation(self, result: ValidationResult) -> None:
+        self.validations[result.step] = result.validation_loss
         self._file.write(json.dumps(asdict(result)) + "\n")
         self._file.flush()
 
@@ -38,7 +48,7 @@ class Metrics:
         return sum(self.losses[:tenth]) / tenth, sum(self.losses[-tenth:]) / tenth
 
     def plot(self, path: Path) -> None:
-        """Draw loss over step: every step thin, and smoothed."""
+        """Draw loss over step: every step thin, and smoothed; and that of held-out pictures, if there are any."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second to import, once, at the end
         from matplotlib.figure import Figure
 
@@ -47,6 +57,8 @@ class Metrics:
         steps = range(1, len(self.losses) + 1)
         axes.plot(steps, self.losses, linewidth=0.6, alpha=0.4, label="each step")
         axes.plot(steps, smoothed(self.losses), linewidth=1.8, label="smoothed")
+        if self.validations:
+            axes.plot(*zip(*sorted(self.validations.items()), strict=True), marker="o", markersize=3, label="held out")
         axes.legend()
         axes.grid(alpha=0.3)
         FigureCanvasAgg(figure).print_png(str(path))

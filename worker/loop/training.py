@@ -16,7 +16,8 @@ from worker.data.cache import Cache
 from worker.data.caption_length import check_lengths
 from worker.data.dataset import Dataset, read_dataset
 from worker.data.encoding import TextEmbedding, encode_captions, encode_pictures
-from worker.data.examples import caption_orders, make_examples, shots_of, view_of
+from worker.data.examples import caption_orders, make_examples, make_held_out, shots_of, view_of
+from worker.data.held_out import hold_out
 from worker.data.report import dataset_report, in_short, write_report
 from worker.errors import GpusMissing
 from worker.loop.config import TrainerConfig
@@ -27,6 +28,7 @@ from worker.loop.outputs import write_outputs
 from worker.loop.preview import sample
 from worker.loop.state import load_state, prune, save_state
 from worker.loop.train import TrainState, train
+from worker.loop.validation import Validation, validation_result
 from worker.lora.config import LoRAConfig
 from worker.lora.inject import LoRA, inject
 from worker.lora.start import weights_from
@@ -75,11 +77,11 @@ class Training:
         self.emit("phase", name="reading")
         base, dataset, cuts = self._read()
         self.emit("phase", name="encoding")
-        batches, captions = self._encode(base, dataset, cuts)
+        batches, captions, validation = self._encode(base, dataset, cuts)
         self.emit("phase", name="loading")
         unet, lora = self._load(base)
         self.emit("phase", name="training")
-        self._train(base, dataset, batches, captions, unet, lora)
+        self._train(base, dataset, batches, captions, validation, unet, lora)
 
     def _read(self) -> tuple[BaseModel, Dataset, list[Cut]]:
         """Look at everything before anything expensive happens, so that a mistake is told within seconds."""
@@ -93,8 +95,10 @@ class Training:
             weights_from(Path(self.config.lora.init_from), lora)
         dataset = read_dataset(self.config.dataset)
         too_long = check_lengths(dataset, self.config.samples.prompts, self.config.dataset)
+        if (validation := self.config.validation) is not None:
+            dataset = hold_out(dataset, validation.pictures, validation.share)
         sizes = bucket_sizes(self.config.resolution, self.config.dataset.bucket_step_px)
-        cuts = [cut_for(picture.size_px, sizes) for picture in dataset.pictures]
+        cuts = [cut_for(picture.size_px, sizes) for picture in (*dataset.pictures, *dataset.held_out)]
         report = dataset_report(dataset, cuts)
         write_report(report, self.output / "dataset.json")
         self.emit("dataset", **in_short(report))
@@ -102,11 +106,14 @@ class Training:
             self.emit("warning", message=message)
         return base, dataset, cuts
 
-    def _encode(self, base: BaseModel, dataset: Dataset, cuts: Sequence[Cut]) -> tuple[Batches, Captions]:
+    def _encode(
+        self, base: BaseModel, dataset: Dataset, cuts: Sequence[Cut]
+    ) -> tuple[Batches, Captions, Validation | None]:
         """Both encoders are gone from the device when this returns."""
         cache, options = Cache(Path(self.config.cache)), self.config.dataset
         orders = caption_orders(dataset, options)
-        texts = list(dict.fromkeys(["", *(text for each in orders for text in each), *self.config.samples.prompts]))
+        of_pictures = (*(text for each in orders for text in each), *(picture.caption for picture in dataset.held_out))
+        texts = list(dict.fromkeys(["", *of_pictures, *self.config.samples.prompts]))
         shots = shots_of(dataset, cuts, options.flip)
         total = len(texts) + len(shots)
         captions: Captions = {}
@@ -121,7 +128,8 @@ class Training:
         examples = make_examples(dataset, views, orders, captions)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what the encoders left, for the U-Net
-        return self._batches(dataset, examples, captions[""]), captions
+        validation = self._validation(dataset, make_held_out(dataset, views, captions))
+        return self._batches(dataset, examples, captions[""]), captions, validation
 
     def _batches(self, dataset: Dataset, examples: list[Example], empty: TextEmbedding) -> Batches:
         options, count = self.config.dataset, sum(not picture.regularisation for picture in dataset.pictures)
@@ -134,6 +142,11 @@ class Training:
             options.caption_dropout,
             regularisation,
         )
+
+    def _validation(self, dataset: Dataset, examples: list[Example]) -> Validation | None:
+        digests = [picture.sha256 for picture in dataset.held_out]
+        options = self.config.validation
+        return options and Validation(examples, digests, options.every_n_steps, self.config.train.loss)
 
     def _encoded(self, done: int, total: int) -> None:
         self.emit("encoded", done=done, total=total)
@@ -151,7 +164,14 @@ class Training:
         return unet, lora
 
     def _train(
-        self, base: BaseModel, dataset: Dataset, batches: Batches, captions: Captions, unet: UNet, lora: LoRA
+        self,
+        base: BaseModel,
+        dataset: Dataset,
+        batches: Batches,
+        captions: Captions,
+        validation: Validation | None,
+        unet: UNet,
+        lora: LoRA,
     ) -> None:
         config, checkpoints = self.config, self.output / "checkpoints"
         state = TrainState.begin(lora, config.train)
@@ -164,9 +184,12 @@ class Training:
         if self.stop_requested():
             raise Stopped
         with Metrics(self.output / "metrics.jsonl", resume_from and resume_from / "metrics.jsonl") as metrics:
+            # Before the first step, or what an attempt that was stopped has left out.
+            self._validate(validation, metrics, unet, lora, state)
             for result in train(unet, lora, batches, config.train, state):
                 metrics.add(result)
                 self.emit("step", steps=config.train.steps, **asdict(result))
+                self._validate(validation, metrics, unet, lora, state)
                 last = result.step == config.train.steps
                 stopping = self.stop_requested() and not last
                 if (
@@ -189,6 +212,21 @@ class Training:
             first, final = metrics.ends()
             names = [self._relative(file) for file in files]
             self.emit("finished", steps=state.step, loss_first=first, loss_last=final, files=names)
+
+    def _validate(
+        self, validation: Validation | None, metrics: Metrics, unet: UNet, lora: LoRA, state: TrainState
+    ) -> None:
+        """Take the loss of the pictures held out, if it is wanted after this step and was not taken yet."""
+        if validation is None or state.step in metrics.validations:
+            return
+        if not validation.due(state.step, self.config.train.steps):
+            return
+        with state.ema.applied(lora) if state.ema else evaluated(state.optimizer):
+            losses = validation.losses(unet, self.device, self.stop_requested)
+        if losses is not None:
+            result = validation_result(state.step, losses, validation.timesteps, ema=state.ema is not None)
+            metrics.add_validation(result)
+            self.emit("validation", **asdict(result))
 
     def _sample(self, base: BaseModel, unet: UNet, captions: Captions, step: int) -> None:
         """The VAE is loaded for the moment only: between samples its memory belongs to training."""
@@ -239,6 +277,7 @@ def _lora_identity(lora: LoRAConfig) -> dict[str, Any]:
 
 def _identity(config: TrainerConfig, base: BaseModel, dataset: Dataset) -> dict[str, Any]:
     """What must not change between a checkpoint and the training that goes on from it. The number of steps may."""
+    held_out = [(picture.sha256, picture.caption) for picture in dataset.held_out]
     content = [(p.sha256, p.mask and p.mask.sha256, p.caption, p.repeats, p.regularisation) for p in dataset.pictures]
     told = asdict(config.train)
     del told["steps"]
@@ -257,4 +296,5 @@ def _identity(config: TrainerConfig, base: BaseModel, dataset: Dataset) -> dict[
             "dataset": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
             "base_model": [base.vae_sha256, base.text_encoders_sha256],
         }
+        | ({"held out": held_out} if held_out else {})
     )
