@@ -1,5 +1,6 @@
 """The compose files are whole, and Compose itself finds nothing wrong with them."""
 
+import json
 import os
 import re
 import shutil
@@ -55,20 +56,6 @@ def test_every_container_has_few_rights_and_limits(compose: dict[str, Any]) -> N
             assert service["deploy"]["resources"]["limits"].keys() >= {"memory", "pids"}, name
 
 
-def test_nothing_is_published_beyond_loopback(compose: dict[str, Any]) -> None:
-    published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
-
-    assert published.keys() == {"api", "store", "grafana"}
-    assert all(":-127.0.0.1:" in port for ports in published.values() for port in ports)
-
-
-def has_compose() -> bool:
-    return (
-        bool(shutil.which("docker"))
-        and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
-    )
-
-
 def config(folder: Path, *overrides: str, **env: str) -> subprocess.CompletedProcess[str]:
     if (
         shutil.which("docker") is None
@@ -77,6 +64,7 @@ def config(folder: Path, *overrides: str, **env: str) -> subprocess.CompletedPro
         pytest.skip("Docker Compose is not installed here.")
     files = [ROOT / "docker-compose.yml", *(ROOT / f"docker/compose.{name}.yml" for name in overrides)]
     command = ["docker", "compose", "--project-directory", str(folder), *(f"-f{file}" for file in files), "config"]
+    command += ["--format", "json"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("LORAQ_", "COMPOSE_"))}
     return subprocess.run(command, env=clean | env, capture_output=True, text=True)
 
@@ -99,8 +87,68 @@ def test_compose_config_is_clean(folder: Path, overrides: list[str]) -> None:
     answer = config(folder, *overrides, **others)
 
     assert (answer.returncode, answer.stderr) == (0, "")
-    reserved = "driver: nvidia" in answer.stdout
-    assert reserved == (overrides != ["cpu"])
+    worker = json.loads(answer.stdout)["services"]["worker"]
+    reserved = worker["deploy"]["resources"].get("reservations", {}).get("devices", [])
+    assert [device["driver"] for device in reserved] == ([] if overrides == ["cpu"] else ["nvidia"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "profile", "open_to_users"),
+    [
+        ([], "", {"api": "8000", "store": "8333"}),
+        (["cpu"], "", {"api": "8000", "store": "8333"}),
+        ([], "monitoring", {"api": "8000", "store": "8333", "grafana": "3000"}),
+    ],
+    ids=["gpu", "cpu", "monitoring"],
+)
+def test_on_loopback_users_reach_what_is_for_them_and_nothing_else(
+    folder: Path, overrides: list[str], profile: str, open_to_users: dict[str, str]
+) -> None:
+    answer = config(folder, *overrides, COMPOSE_PROFILES=profile)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    services = json.loads(answer.stdout)["services"]
+    published = {name: each["ports"] for name, each in services.items() if "ports" in each}
+
+    assert {name: port["published"] for name, ports in published.items() for port in ports} == open_to_users
+    assert {port["host_ip"] for ports in published.values() for port in ports} == {"127.0.0.1"}
+    assert not any(each.get("privileged") or each.get("network_mode") for each in services.values())
+
+
+def test_the_command_line_alone_has_the_network_of_its_machine(folder: Path) -> None:
+    services = json.loads(config(folder, COMPOSE_PROFILES="*").stdout)["services"]
+
+    assert {name for name, each in services.items() if each.get("network_mode") == "host"} == {"loraq"}
+    assert "ports" not in services["loraq"]
+
+
+def test_every_service_that_goes_on_has_a_health_check(folder: Path) -> None:
+    services = json.loads(config(folder, COMPOSE_PROFILES="*").stdout)["services"]
+    images = {"loraq-api": "api.Dockerfile", "loraq-worker": "worker.Dockerfile"}
+    for name, each in services.items():
+        own = each.get("healthcheck", {})
+        if own.get("disable"):
+            assert name in ("setup", "loraq")  # they end
+            continue
+        dockerfile = images.get(each["image"].split(":")[0])
+        assert own.get("test") or (dockerfile and "HEALTHCHECK" in (ROOT / "docker" / dockerfile).read_text()), name
+
+
+def test_images_of_others_are_pinned(folder: Path) -> None:
+    services = json.loads(config(folder, COMPOSE_PROFILES="*").stdout)["services"]
+    others = {each["image"] for each in services.values() if not each["image"].startswith("loraq-")}
+
+    assert len(others) == 4
+    assert all(re.search(r":v?\d", image) for image in others), others
+
+
+def test_no_secret_is_an_argument(folder: Path) -> None:
+    text = (folder / ".env").read_text()
+    values = [re.search(rf"^{name}=(.+)$", text, re.MULTILINE)[1] for name in SECRETS]  # type: ignore[index]
+    services = json.loads(config(folder, COMPOSE_PROFILES="*").stdout)["services"]
+    for name, each in services.items():
+        told = json.dumps([each.get(key) for key in ("command", "entrypoint", "healthcheck", "labels", "build")])
+        assert [value for value in values if value in told] == [], name
+    assert values[0] in json.dumps(services)  # the search would find it
 
 
 @pytest.mark.parametrize("name", sorted(SECRETS))
