@@ -202,6 +202,22 @@ def test_every_policy_and_service_selects_a_pod(documents):
         assert any(selector.items() <= each.items() for each in labels), selector
 
 
+def test_prometheus_finds_the_port_of_the_metrics_and_is_let_in(documents):
+    (settings,) = of_kind(documents, "ConfigMap")
+    port = settings["data"]["LORAQ_METRICS_PORT"]
+    (policy,) = (each for each in of_kind(documents, "NetworkPolicy") if each["metadata"]["name"] == "metrics")
+    assert settings["data"]["LORAQ_METRICS_HOST"] == "0.0.0.0"
+    assert [str(rule["port"]) for each in policy["spec"]["ingress"] for rule in each["ports"]] == [port]
+    (chosen,) = (each["values"] for each in policy["spec"]["podSelector"]["matchExpressions"])
+    shown = {}
+    for _, template in pods(documents):
+        named = [p for c in template["spec"]["containers"] for p in c.get("ports", []) if p["name"] == "metrics"]
+        if named:
+            assert template["metadata"]["annotations"]["prometheus.io/port"] == port
+            shown[template["metadata"]["labels"]["app.kubernetes.io/name"]] = [str(p["containerPort"]) for p in named]
+    assert shown == {name: [port] for name in chosen}
+
+
 def test_images_are_of_this_version(documents):
     version = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text())["project"]["version"]
     images = [container["image"] for _, template in pods(documents) for container in template["spec"]["containers"]]

@@ -100,3 +100,24 @@ def test_each_card_is_asked_at_each_scrape(monkeypatch):
     assert show(metrics.registry, "loraq_gpu_busy_ratio", gpu="1", name="A slice") is None  # it does not tell
     cards.clear()  # the driver broke
     assert show(metrics.registry, "loraq_gpu_memory_used_bytes", gpu="0", name="A card") is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpus.look().gpus, reason="there is no NVIDIA GPU")
+def test_real_cards_show_what_is_taken_and_how_busy_they_are():
+    torch = pytest.importorskip("torch")
+    metrics = WorkerMetrics()
+    metrics.introduce(GpuClass.parse("4gb"))
+    labels = {"gpu": "0", "name": gpus.look().gpus[0].name}
+
+    def used() -> float:
+        return show(metrics.registry, "loraq_gpu_memory_used_bytes", **labels) or 0.0
+
+    free = used()
+    taken = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    grown = used() - free
+
+    assert grown >= taken.numel()
+    assert used() <= (show(metrics.registry, "loraq_gpu_memory_bytes", **labels) or 0.0)
+    busy = show(metrics.registry, "loraq_gpu_busy_ratio", **labels)
+    assert busy is None or 0 <= busy <= 1
