@@ -2,7 +2,7 @@
 
     24gb       a card of 24 GB
     24gb-x4    four of them, in one worker
-    cpu        a worker that trains on its CPU because LORAQ_DEVICE=cpu says so: it takes everything
+    cpu        a worker that trains on its CPU because LORAQ_DEVICE=cpu says so: it takes whatever needs up to four GPUs
     none       a worker that has no GPU, and was not told to train without: it takes nothing
 
 A card counts as the largest class of which it has 92 %: makers count in other units than drivers, ECC takes up to a
@@ -20,6 +20,10 @@ SIZES_GB = (4, 6, 8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180)
 
 SHARE = 0.92
 """Of its class's size that a card has at least."""
+
+CPU_RANKS = 4
+"""GPUs that a CPU worker stands in for at most. Each is a process with the whole base model in memory, 10 GB of
+full-size SDXL in FP32, and all share the cores: enough to try such a job out, and no more."""
 
 _NAME = re.compile(r"(?P<gb>\d{1,3})gb(-x(?P<gpus>\d{1,2}))?")
 
@@ -54,7 +58,9 @@ class GpuClass:
 
     def takes(self, needed: "GpuClass") -> bool:
         """Whether a worker of this class may take a job that needs `needed`."""
-        return self == CPU or (self.gpus >= needed.gpus and self.size_gb >= needed.size_gb and self != NONE)
+        if self == CPU:
+            return needed.gpus <= CPU_RANKS
+        return self != NONE and self.gpus >= needed.gpus and self.size_gb >= needed.size_gb
 
     @property
     def usable_gib(self) -> float:

@@ -53,14 +53,9 @@ def estimate_gib(spec: JobSpec) -> float:
     return max(step_gib, encode_gib, draw_gib) + OUTSIDE_GIB
 
 
-def gpus_of(spec: JobSpec) -> int:
-    """How many GPUs the job trains on at once."""
-    return int(getattr(spec, "gpus", 1))
-
-
 def needed_class(spec: JobSpec) -> GpuClass:
     """The smallest class of GPUs that the job may run on."""
-    gpus, budget_gib = gpus_of(spec), spec.memory.budget_gib
+    gpus, budget_gib = spec.gpus, spec.memory.budget_gib
     wanted_gb = budget_gib if budget_gib != "auto" else PRESET_GB[spec.preset] if spec.preset else 0
     least = smallest_with(estimate_gib(spec), gpus)
     wanted = smallest_called(wanted_gb, gpus)

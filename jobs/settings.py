@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto",
         description="Worker: where the trainer runs; auto: on its GPUs, and without any it takes no job. cpu: it takes "
-        "every job, and a full-size one takes weeks.",
+        "every job of up to 4 gpus, and a full-size one takes weeks.",
     )
     worker_class: str | None = Field(
         default=None,

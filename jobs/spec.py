@@ -305,7 +305,7 @@ class TrainingSpec(Section):
     resolution: int = Field(
         default=1024, ge=64, le=2048, multiple_of=32, description="Side of the square whose area all have, px."
     )
-    batch_size: int = Field(default=1, ge=1, le=256, description="Pictures a micro-step.")
+    batch_size: int = Field(default=1, ge=1, le=256, description="Pictures a micro-step, on each GPU.")
     gradient_accumulation: int = Field(default=1, ge=1, le=1024, description="Micro-steps a step.")
     steps: int = Field(default=1500, ge=1, le=1_000_000, description="Optimizer steps.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Decides adapter, order, noise, timesteps and dropout.")
@@ -427,6 +427,9 @@ class JobSpec(Section):
     lora: LoRASpec = LoRASpec()
     training: TrainingSpec = TrainingSpec()
     memory: MemorySpec = MemorySpec()
+    gpus: int = Field(
+        default=1, ge=1, le=16, description="GPUs of one worker that train together; batch_size is that of each."
+    )
     checkpoints: CheckpointSpec = CheckpointSpec()
     samples: SampleSpec = SampleSpec()
     output: OutputSpec

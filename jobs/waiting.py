@@ -8,7 +8,7 @@ from collections import Counter
 from redis import Redis
 
 from jobs import workers
-from jobs.gpu_class import CPU, NONE, GpuClass
+from jobs.gpu_class import CPU, CPU_RANKS, NONE, GpuClass
 from jobs.record import JobRecord
 from jobs.status import Status
 
@@ -23,12 +23,14 @@ def why_it_waits(redis: "Redis", record: JobRecord) -> str | None:
     there = ", ".join(f"{count} with {_said(each)}" for each, count in sorted(counts.items())) or "none"
     return (
         f"It needs {_said(record.gpu_class)}, and no worker has that; workers that live: {there}. It waits until one "
-        "that has it starts; or submit it anew with a smaller preset, resolution, batch_size or budget_gib."
+        "that has it starts; or submit it anew with fewer gpus, a smaller preset, resolution, batch_size or budget_gib."
     )
 
 
 def _said(gpu_class: GpuClass) -> str:
-    if gpu_class in (CPU, NONE):
+    if gpu_class == CPU:
+        return f"a CPU, which stands in for {CPU_RANKS} GPUs at most"
+    if gpu_class == NONE:
         return "no GPU"
     one = f"a GPU of {gpu_class.size_gb} GB"
     return one if gpu_class.gpus == 1 else f"{gpu_class.gpus} GPUs of {gpu_class.size_gb} GB each"

@@ -120,7 +120,7 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
         keep = record.spec.checkpoints.keep
         with CheckpointUploads(storage, output_uri, lease, output, scratch, keep, samples) as uploads:
             try:
-                _train(scratch / "config.json", output, lease, settings, uploads)
+                _train(scratch / "config.json", record.spec.gpus, output, lease, settings, uploads)
             except Exception:
                 _save_log(output, output_uri / attempt_folder(lease.attempt), storage)
                 raise
@@ -155,9 +155,9 @@ def _newest_checkpoint(
     return None, ()
 
 
-def _train(config: Path, output: Path, lease: Lease, settings: Settings, uploads: CheckpointUploads) -> None:
+def _train(config: Path, gpus: int, output: Path, lease: Lease, settings: Settings, uploads: CheckpointUploads) -> None:
     """Run the trainer to its end, passing its facts on. Raises TrainerFailed, or the Ending that came."""
-    with TrainerProcess(config, output / "train.log", settings.cpu_threads) as trainer:
+    with TrainerProcess(config, output / "train.log", settings.cpu_threads, gpus) as trainer:
         lease.update(phase="starting")
         reporter = _Reporter(lease, uploads)
         heard_s = time.monotonic()

@@ -6,6 +6,7 @@ TrainerError               a person can act on it; `reason` is one of jobs.error
 ├── LoRAInvalid            rank or targets do not fit the U-Net, or a LoRA's file does not fit them
 ├── NanLoss                the loss or the latents are no longer finite
 ├── GpusMissing            CUDA shows fewer GPUs than were asked for
+├── RanksDiffer            the weights of one GPU are no longer those of the others
 ├── CheckpointInvalid      a checkpoint is incomplete or damaged
 └── ResumeRefused          a checkpoint belongs to another training
 
@@ -57,3 +58,7 @@ class GpusMissing(TrainerError):
     """CUDA shows fewer GPUs than were asked for; another worker may have more."""
 
     reason = "gpu_missing"
+
+
+class RanksDiffer(TrainerError):
+    """The weights of one GPU are no longer those of the others."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jobs.gpu_class import CPU, NONE, SHARE, SIZES_GB, GpuClass, class_of_cards
+from jobs.gpu_class import CPU, CPU_RANKS, NONE, SHARE, SIZES_GB, GpuClass, class_of_cards
 from jobs.gpus import Gpus
 from jobs.settings import Settings
 
@@ -32,6 +32,10 @@ def own_class(settings: Settings, cards: Gpus) -> OwnClass:
     """
     wanted = GpuClass.parse(settings.worker_class) if settings.worker_class else None
     if settings.device == "cpu":
+        if wanted is not None and wanted.gpus > CPU_RANKS:
+            raise ClassTooLarge(
+                f"LORAQ_WORKER_CLASS is {wanted}, but a CPU stands in for {CPU_RANKS} GPUs at most: choose less."
+            )
         return OwnClass(wanted or CPU)
     own = class_of_cards(gpu.memory_bytes for gpu in cards.gpus)
     if wanted is not None and own != NONE:

@@ -37,17 +37,18 @@ class TrainerFailed(Exception):
 
 
 class TrainerProcess:
-    """One run of `python -m worker.trainer`; a context manager that leaves no process behind."""
+    """One run of `python -m worker.trainer`, or of one a GPU; a context manager that leaves no process behind."""
 
-    def __init__(self, config: Path, log_file: Path, cpu_threads: int) -> None:
+    def __init__(self, config: Path, log_file: Path, cpu_threads: int, gpus: int = 1) -> None:
         self._log_file = log_file
         self._oom_kills_before = _oom_kills()
         self._facts: queue.Queue[Fact | None] = queue.Queue()
-        self.last: Fact | None = None  # the newest fact
+        self.last: Fact | None = None  # the newest fact, or the failure
         with log_file.open("ab") as log:
             # The trainer dies with the thread that starts it (PR_SET_PDEATHSIG): this is the horse's main thread.
+            program = ["worker.trainer", str(config)] if gpus == 1 else ["worker.launch", str(config), f"--gpus={gpus}"]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "worker.trainer", str(config), "--parent", str(os.getpid())],
+                [sys.executable, "-m", *program, "--parent", str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -85,13 +86,14 @@ class TrainerProcess:
                 continue
             if fact is None:
                 break
-            self.last = fact
+            self._note(fact)
             yield fact
         exit_code = self._process.wait()
-        if exit_code == -signal.SIGTERM:  # it was told to stop before it could listen: a machine that shuts down
-            self.last = {"fact": "stopped", "step": None, "path": None}
         if self.last is None or self.last["fact"] not in LAST_FACTS:
-            raise self._explain(exit_code)
+            if exit_code != -signal.SIGTERM:
+                raise self._explain(exit_code)
+            # It was told to stop before it could listen: a machine that shuts down.
+            self.last = {"fact": "stopped", "step": None, "path": None}
         if self.last["fact"] == "failed":
             raise TrainerFailed(FailureReason(self.last["reason"]), str(self.last["message"]))
 
@@ -105,7 +107,7 @@ class TrainerProcess:
                 break
             if fact is None:
                 return
-            self.last = fact
+            self._note(fact)
             yield fact
         self.kill()
 
@@ -126,6 +128,11 @@ class TrainerProcess:
         if self._process.poll() is None:  # once it is waited for, its number may be another's
             os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
+
+    def _note(self, fact: Fact) -> None:
+        """Remember the newest fact; but a failure stays, for another rank may not know of it yet, and go on."""
+        if self.last is None or self.last["fact"] != "failed":
+            self.last = fact
 
     def _read(self) -> None:
         assert self._process.stdout is not None

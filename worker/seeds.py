@@ -13,7 +13,7 @@ def generator(stream: str, *counters: int, device: torch.device | str = "cpu") -
 
     Args:
         stream: what the numbers are for, as "noise"; different streams are independent.
-        counters: where in the training, as (seed, step, micro_step, rank).
+        counters: where in the training, as (seed, step, micro_step, sample).
         device: of the generator.
     """
     digest = hashlib.sha256(f"{stream} {counters}".encode()).digest()

@@ -6,6 +6,10 @@ CONFIG.json is a `worker.loop.config.TrainerConfig`, written by `worker.loop.con
 process is killed when the thread that started it ends; with --parent it also ends at once if it was orphaned before it
 could ask for that.
 
+Several of them, started by torchrun, are the ranks of one training, one a GPU (worker/loop/ranks.py). They train as one
+process does whose batch_size is that of all of them together. Rank 0 reports; another speaks only to say why it failed,
+if it is the first to. A stop that one of them is asked for is a stop of all, after the same step.
+
 Standard output carries facts and nothing else: one JSON object a line, flushed. Logs and tracebacks go to standard
 error.
 
@@ -41,6 +45,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -49,6 +54,9 @@ from typing import TextIO
 from worker.errors import TrainerError
 from worker.lifeline import die_with_parent
 from worker.loop.config_json import read_config
+
+WAIT_FOR_TORCHRUN_S = 10.0
+"""How long a rank that lost another waits to be ended: torchrun has seen by then which one was the first to fail."""
 
 
 class Facts:
@@ -91,17 +99,29 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("worker").setLevel(logging.INFO)
     training = _import_training()
+    from worker.loop.ranks import PeerLost, Ranks  # imports torch
+
+    ranks = Ranks()
     try:
-        if stop_requested():
+        ranks = Ranks.of_environment()
+        if stop_requested() and ranks.size == 1:  # several first hear of each other
             raise training.Stopped
-        training.Training(read_config(options.config), emit, stop_requested).run()
+        config = read_config(options.config)
+        ranks.join(config.device)
+        training.Training(config, emit if ranks.first else _silent, stop_requested, ranks).run()
     except training.Stopped:
-        emit("stopped", step=None, path=None)
+        if ranks.first:
+            emit("stopped", step=None, path=None)
     except Exception as error:
         traceback.print_exc()
-        reason, message = explain(error)
-        emit("failed", reason=reason, message=message)
+        ended_from_outside = isinstance(error, PeerLost) and _waited_for(stop_requested)
+        if not ended_from_outside and ranks.first_to_fail():
+            reason, message = explain(error)
+            emit("failed", reason=reason, message=message)
+        if ranks.size > 1:
+            os._exit(1)  # at once, so that torchrun sees it: an orderly end would wait for the other ranks
         return 1
+    ranks.leave()
     return 0
 
 
@@ -130,6 +150,18 @@ def _import_training() -> ModuleType:
     gc.freeze()
     gc.enable()
     return training
+
+
+def _silent(fact: str, **fields: object) -> None:
+    """What the other ranks have to report, rank 0 reports."""
+
+
+def _waited_for(stop_requested: StopSignal) -> bool:
+    """Whether torchrun ends this rank within a while, so that another one has failed and says why."""
+    end_s = time.monotonic() + WAIT_FOR_TORCHRUN_S
+    while not stop_requested() and time.monotonic() < end_s:
+        time.sleep(0.1)
+    return stop_requested()
 
 
 def _take_stdout() -> TextIO:

@@ -62,6 +62,25 @@ def test_a_job_of_24_gb_never_lands_on_a_card_of_12(store, submit, living):
     assert store.next_turn("large", LARGE) is not None
 
 
+def test_a_job_of_two_gpus_never_lands_on_a_worker_of_one(store, submit, living):
+    living(LARGE)
+    submit("me", 12, gpus=2)
+
+    assert tickets(store) == {"12gb-x2": 1}
+    assert store.next_turn("one", LARGE) is None
+    assert not store.offer_turn(LARGE)
+    assert store.next_turn("two", GpuClass.parse("12gb-x2")) is not None
+
+
+def test_a_worker_without_gpu_takes_no_job_of_more_ranks_than_it_can_bear_and_the_job_says_so(store, submit, living):
+    living("cpu")
+    job = submit("me", 12, gpus=5)
+
+    assert store.next_turn("cpu", GpuClass.parse("cpu")) is None
+    assert "5 GPUs of 12 GB each, and no worker has that" in why_it_waits(store.redis, job)
+    assert "1 with a CPU, which stands in for 4 GPUs at most" in why_it_waits(store.redis, job)
+
+
 def test_a_ticket_lies_with_the_smallest_worker_that_lives_and_fits(store, submit, living):
     submit("me", 12)
     assert tickets(store) == {"12gb": 1}  # nobody lives: its own class

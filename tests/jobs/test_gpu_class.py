@@ -37,7 +37,8 @@ def test_the_smallest_card_of_a_worker_decides():
 def test_a_worker_takes_what_fits_in_number_and_size():
     takes = [GpuClass.parse("24gb-x2").takes(each) for each in named("12gb", "24gb", "24gb-x2", "24gb-x4", "48gb")]
     assert takes == [True, True, True, False, False]
-    assert CPU.takes(GpuClass.parse("80gb-x8"))
+    assert CPU.takes(GpuClass.parse("180gb-x4"))
+    assert not CPU.takes(GpuClass.parse("4gb-x5"))
     assert not NONE.takes(GpuClass.parse("4gb"))
 
 

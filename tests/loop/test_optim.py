@@ -11,7 +11,8 @@ from worker.loop.optim import learning_rate, make_optimizer
 
 
 def rates(name: str, warmup: int, steps: int) -> list[float]:
-    config = TrainConfig(steps, optimizer=OptimizerConfig(learning_rate=1.0), lr_schedule=ScheduleConfig(name, warmup))  # type: ignore[arg-type]
+    schedule = ScheduleConfig(name, warmup_steps=warmup)  # type: ignore[arg-type]
+    config = TrainConfig(steps, optimizer=OptimizerConfig(learning_rate=1.0), lr_schedule=schedule)
     return [learning_rate(step, config) for step in range(1, steps + 1)]
 
 

@@ -18,16 +18,24 @@ CPU = torch.device("cpu")
 SHAPE = torch.Size((3, 4, 8, 8))
 
 
-def test_noise_depends_on_seed_step_micro_step_and_rank_alone() -> None:
+def test_noise_depends_on_seed_step_micro_step_and_sample_alone() -> None:
     noise, timesteps = draw_noise(SHAPE, LossConfig(), 0, 1, 0, CPU)
     torch.manual_seed(99)
     again, timesteps_again = draw_noise(SHAPE, LossConfig(), 0, 1, 0, CPU)
     assert torch.equal(noise, again)
     assert torch.equal(timesteps, timesteps_again)
-    places = [(1, 1, 0, 0), (0, 2, 0, 0), (0, 1, 1, 0), (0, 1, 0, 1)]
-    others = [draw_noise(SHAPE, LossConfig(), seed, step, micro, CPU, rank)[0] for seed, step, micro, rank in places]
-    draws = [noise, *others]
+    places = [(1, 1, 0, 0), (0, 2, 0, 0), (0, 1, 1, 0), (0, 1, 0, 3)]
+    others = [draw_noise(SHAPE, LossConfig(), seed, step, micro, CPU, first)[0] for seed, step, micro, first in places]
+    draws = [each for batch in (noise, *others) for each in batch]
     assert not any(torch.equal(a, b) for i, a in enumerate(draws) for b in draws[:i])
+
+
+def test_a_sample_s_noise_is_the_same_in_whichever_part_of_the_batch_it_is_drawn() -> None:
+    shifted, one = LossConfig(noise_offset=0.1), torch.Size((1, *SHAPE[1:]))
+    noise, timesteps = draw_noise(SHAPE, shifted, 0, 1, 0, CPU)
+    parts = [draw_noise(one, shifted, 0, 1, 0, CPU, first_sample=n) for n in range(SHAPE[0])]
+    assert torch.equal(torch.cat([part[0] for part in parts]), noise)
+    assert torch.equal(torch.cat([part[1] for part in parts]), timesteps)
 
 
 def test_noise_is_standard_normal_and_timesteps_are_uniform() -> None:

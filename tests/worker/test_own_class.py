@@ -36,10 +36,12 @@ def test_a_card_that_is_too_small_is_named_with_the_limit():
     assert "A card has 2.0 GiB, and loraq needs 3.7" in own.refuses
 
 
-def test_told_to_use_its_cpu_it_takes_everything():
+def test_told_to_use_its_cpu_it_takes_what_a_cpu_can_bear():
     own = own_class(Settings(device="cpu"), NO_CARD)
 
     assert (own.gpu_class, own.refuses) == (CPU, None)
+    with pytest.raises(ValueError, match="is 24gb-x5, but a CPU stands in for 4 GPUs at most"):
+        own_class(Settings(worker_class="24gb-x5", device="cpu"), NO_CARD)
 
 
 def test_it_may_take_smaller_jobs_than_its_card_could_and_no_larger_ones():

@@ -47,6 +47,12 @@ def test_a_failure_keeps_the_trainer_s_reason(run):
     assert failed.value.reason is FailureReason.OUT_OF_MEMORY_GPU
 
 
+def test_a_failure_stays_one_when_another_rank_still_says_what_it_does(run):
+    with pytest.raises(TrainerFailed, match="lower it") as failed:
+        run("""print('{"fact": "failed", "reason": "out_of_memory_gpu", "message": "lower it"}\\n{"fact": "phase"}')""")
+    assert failed.value.reason is FailureReason.OUT_OF_MEMORY_GPU
+
+
 def test_an_end_without_result_is_explained_by_its_last_words(run):
     with pytest.raises(TrainerFailed, match=r"code 3.*last words"):
         run('import sys; print("last words", file=sys.stderr); sys.exit(3)')

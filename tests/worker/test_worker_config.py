@@ -103,6 +103,7 @@ READ_ELSEWHERE = {
     "dataset.regularisation.uri": "worker/inputs.py",
     "output.uri": "jobs/record.py",
     "priority": "jobs/store.py",
+    "gpus": "worker/attempt.py",
     "max_duration_s": "worker/lease.py",
     "memory.budget_gib": "jobs/needs.py",
     "memory.streamed_blocks": "jobs/not_yet.py",

@@ -66,6 +66,10 @@ class Batch:
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
 
+    def part(self, part: slice) -> "Batch":
+        """Some of its pictures."""
+        return self._each(lambda tensor: tensor[part])
+
 
 class Batches:
     """Batches without end, in the order of worker.data.order.

@@ -149,7 +149,7 @@ class TrainerConfig:
     """Side in px of the square that no bucket size exceeds in area, and of the sample pictures; a multiple of 32."""
 
     batch_size: int = 1
-    """Pictures a micro-step, all of one bucket size."""
+    """Pictures a micro-step on each GPU, all of one bucket size."""
 
     checkpointing: Literal["all", "none"] = "all"
     """Gradient checkpointing of every block of the U-Net (a third slower, a fraction of the memory), or of none."""

@@ -14,19 +14,29 @@ from worker.seeds import generator
 
 
 def draw_noise(
-    shape: torch.Size, config: LossConfig, seed: int, step: int, micro_step: int, device: torch.device, rank: int = 0
+    shape: torch.Size,
+    config: LossConfig,
+    seed: int,
+    step: int,
+    micro_step: int,
+    device: torch.device,
+    first_sample: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Draw noise [b, 4, h, w], float32, and timesteps [b], uniform over those trained, for one place in the training.
 
-    They are drawn on the CPU, so that every device and every resume sees the same; `rank` tells several GPUs apart.
-    With a noise offset each channel of a picture is shifted by a number of its own
+    They are drawn on the CPU, so that every device and every resume sees the same, and each sample's apart, so that it
+    is the same on whichever of several GPUs it is trained; `first_sample` is the number in the whole batch of the first
+    one here. With a noise offset each channel of a picture is shifted by a number of its own
     (https://www.crosslabs.org/blog/diffusion-with-offset-noise), drawn on a stream of its own.
     """
-    source = generator("noise", seed, step, micro_step, rank)
-    timesteps = torch.randint(config.min_timestep, config.max_timestep + 1, shape[:1], generator=source)  # [b]
-    noise = torch.randn(shape, generator=source)  # [b, 4, h, w]
+    samples = range(first_sample, first_sample + shape[0])
+    sources = [generator("noise", seed, step, micro_step, sample) for sample in samples]
+    bounds = (config.min_timestep, config.max_timestep + 1)
+    timesteps = torch.cat([torch.randint(*bounds, (1,), generator=source) for source in sources])  # [b]
+    noise = torch.stack([torch.randn(shape[1:], generator=source) for source in sources])  # [b, 4, h, w]
     if config.noise_offset:
-        offsets = torch.randn((*shape[:2], 1, 1), generator=generator("noise offset", seed, step, micro_step, rank))
+        sources = [generator("noise offset", seed, step, micro_step, sample) for sample in samples]
+        offsets = torch.stack([torch.randn((shape[1], 1, 1), generator=source) for source in sources])  # [b, 4, 1, 1]
         noise += config.noise_offset * offsets
     if device.type != "cuda":
         return noise.to(device), timesteps.to(device)

@@ -14,6 +14,7 @@ from worker.loop.config import TrainConfig
 from worker.loop.ema import EMA
 from worker.loop.loss import noise_schedule
 from worker.loop.optim import learning_rate, make_optimizer
+from worker.loop.ranks import Ranks
 from worker.loop.step import diffusion_loss, draw_noise
 from worker.lora.inject import LoRA
 
@@ -43,7 +44,12 @@ class TrainState:
 
 
 def train(
-    unet: nn.Module, lora: LoRA, batches: Batches, config: TrainConfig, state: TrainState | None = None
+    unet: nn.Module,
+    lora: LoRA,
+    batches: Batches,
+    config: TrainConfig,
+    state: TrainState | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[StepResult]:
     """Train the adapter from state.step to config.steps, in place.
 
@@ -53,14 +59,18 @@ def train(
     Args:
         unet: with `lora` injected; everything else in it is frozen.
         lora: the adapter on it.
-        batches: micro-step m of step s (from 0 and 1) takes the batch at (s - 1) * gradient_accumulation + m.
+        batches: micro-step m of step s (from 0 and 1) takes the batch at (s - 1) * gradient_accumulation + m, and each
+            rank its part of that.
         config: see TrainConfig.
         state: to go on from, changed in place; None begins anew.
+        ranks: who trains along, and where this process stands among them; None is alone. All get the same results.
 
     Raises:
         NanLoss: the loss or the gradient is not finite. The weights are spoilt then: nothing of them should be kept.
     """
     state = state or TrainState.begin(lora, config)
+    ranks = ranks or Ranks()
+    part = ranks.part(batches.batch_size // ranks.size)
     device = lora.parameters()[0].device
     schedule = noise_schedule(config.loss, device)
     while state.step < config.steps:
@@ -71,12 +81,14 @@ def train(
         # Accumulate the gradient.
         loss = torch.zeros((), device=device)
         for micro_step in range(config.gradient_accumulation):
-            batch = batches.at((step - 1) * config.gradient_accumulation + micro_step).to(device)
-            noise, timesteps = draw_noise(batch.latents.shape, config.loss, config.seed, step, micro_step, device)
-            with lora.dropout.at(config.seed, step, micro_step):
+            batch = batches.at((step - 1) * config.gradient_accumulation + micro_step).part(part).to(device)
+            shape = batch.latents.shape
+            noise, timesteps = draw_noise(shape, config.loss, config.seed, step, micro_step, device, part.start)
+            with lora.dropout.at(config.seed, step, micro_step, first_sample=part.start):
                 micro_loss = diffusion_loss(unet, schedule, batch, noise, timesteps, config.loss)
                 (micro_loss / config.gradient_accumulation).backward()  # checkpointing runs blocks again: same masks
             loss += micro_loss.detach() / config.gradient_accumulation
+        ranks.average([loss, *(weight.grad for weight in lora.parameters() if weight.grad is not None)])
 
         # Update the weights.
         max_norm = math.inf if config.max_grad_norm is None else config.max_grad_norm

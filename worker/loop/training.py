@@ -1,12 +1,9 @@
 """One training from its configuration to its files, phase by phase. Says how it goes through `emit`."""
 
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,21 +16,23 @@ from worker.data.encoding import TextEmbedding, encode_captions, encode_pictures
 from worker.data.examples import caption_orders, make_examples, make_held_out, shots_of, view_of
 from worker.data.held_out import hold_out
 from worker.data.report import dataset_report, in_short, write_report
-from worker.errors import GpusMissing
 from worker.loop.config import TrainerConfig
+from worker.loop.device import device_of
+from worker.loop.due import check_same, due_after
+from worker.loop.identity import identity_of
 from worker.loop.loss import as_the_base_says, noise_schedule
 from worker.loop.metrics import Metrics
 from worker.loop.optim import evaluated
 from worker.loop.outputs import write_outputs
 from worker.loop.preview import sample
+from worker.loop.ranks import Ranks
+from worker.loop.shared_encoding import Work, fill_cache
 from worker.loop.state import load_state, prune, save_state
-from worker.loop.train import TrainState, train
+from worker.loop.train import StepResult, TrainState, train
 from worker.loop.validation import Validation, validation_result
-from worker.lora.config import LoRAConfig
 from worker.lora.inject import LoRA, inject
 from worker.lora.start import weights_from
 from worker.memory.checkpoint import enable_checkpointing
-from worker.model.stored_tensors import content_sha256, read_header
 from worker.model.unet import UNet
 from worker.model.vae import load_vae
 from worker.model.weights import BaseModel, load_unet, open_base_model
@@ -55,15 +54,19 @@ class Training:
         config: what to train.
         emit: takes the name and the fields of each fact.
         stop_requested: asked between pictures and between steps.
+        ranks: who trains along, joined; None is alone.
     """
 
-    def __init__(self, config: TrainerConfig, emit: Emit, stop_requested: Callable[[], bool]) -> None:
-        self.device = _device(config)
+    def __init__(
+        self, config: TrainerConfig, emit: Emit, stop_requested: Callable[[], bool], ranks: Ranks | None = None
+    ) -> None:
+        self.device = device_of(config)
         if config.dtype == "auto":
             config = replace(config, dtype="bfloat16" if self.device.type == "cuda" else "float32")
         self.config = config
         self.emit = emit
         self.stop_requested = stop_requested
+        self.ranks = ranks or Ranks()
         self.dtype = getattr(torch, config.dtype)
         self.output = Path(config.output)
 
@@ -100,7 +103,8 @@ class Training:
         sizes = bucket_sizes(self.config.resolution, self.config.dataset.bucket_step_px)
         cuts = [cut_for(picture.size_px, sizes) for picture in (*dataset.pictures, *dataset.held_out)]
         report = dataset_report(dataset, cuts)
-        write_report(report, self.output / "dataset.json")
+        if self.ranks.first:
+            write_report(report, self.output / "dataset.json")
         self.emit("dataset", **in_short(report))
         for message in (*report.warnings, *too_long):
             self.emit("warning", message=message)
@@ -116,6 +120,10 @@ class Training:
         texts = list(dict.fromkeys(["", *of_pictures, *self.config.samples.prompts]))
         shots = shots_of(dataset, cuts, options.flip)
         total = len(texts) + len(shots)
+        if self.ranks.size > 1:
+            work = Work(cache, base, texts, options.caption_tokens, shots, self.device, self.dtype)
+            if fill_cache(work, self.ranks, lambda done: self._tell_encoded(done, total), self.stop_requested):
+                raise Stopped
         captions: Captions = {}
         embeddings = encode_captions(texts, cache, base, self.device, self.dtype, options.caption_tokens)
         for text, embedding in zip(texts, embeddings, strict=True):
@@ -132,12 +140,13 @@ class Training:
         return self._batches(dataset, examples, captions[""]), captions, validation
 
     def _batches(self, dataset: Dataset, examples: list[Example], empty: TextEmbedding) -> Batches:
+        """Of all ranks together: each takes its part of every batch."""
         options, count = self.config.dataset, sum(not picture.regularisation for picture in dataset.pictures)
         regularisation = options.regularisation and Regularisation(examples[count:], options.regularisation.weight)
         return Batches(
             examples[:count],
             empty,
-            self.config.batch_size,
+            self.config.batch_size * self.ranks.size,
             self.config.train.seed,
             options.caption_dropout,
             regularisation,
@@ -149,9 +158,13 @@ class Training:
         return options and Validation(examples, digests, options.every_n_steps, self.config.train.loss)
 
     def _encoded(self, done: int, total: int) -> None:
+        if self.ranks.size == 1:  # several have told of it before, and have heard a stop together
+            self._tell_encoded(done, total)
+            if self.stop_requested():
+                raise Stopped
+
+    def _tell_encoded(self, done: int, total: int) -> None:
         self.emit("encoded", done=done, total=total)
-        if self.stop_requested():
-            raise Stopped
 
     def _load(self, base: BaseModel) -> tuple[UNet, LoRA]:
         """Base to the device and frozen, then the adapter on it; only then is anything asked what is trainable."""
@@ -175,35 +188,35 @@ class Training:
     ) -> None:
         config, checkpoints = self.config, self.output / "checkpoints"
         state = TrainState.begin(lora, config.train)
-        identity = _identity(config, base, dataset)
+        identity = identity_of(config, base, dataset, self.ranks.size)
         resume_from = Path(config.resume_from) if config.resume_from else None
         if resume_from:
             load_state(resume_from, lora, state, identity)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        if self.stop_requested():
+        if self.ranks.any(self.stop_requested()):
             raise Stopped
+        check_same(self.ranks, lora, state)
+        results = train(unet, lora, batches, config.train, state, self.ranks)
+        if not self.ranks.first:
+            self._follow(results, lora, state)
+            return
         with Metrics(self.output / "metrics.jsonl", resume_from and resume_from / "metrics.jsonl") as metrics:
-            # Before the first step, or what an attempt that was stopped has left out.
+            # Before the first step, or what an attempt that was stopped has left out. The other ranks wait.
             self._validate(validation, metrics, unet, lora, state)
-            for result in train(unet, lora, batches, config.train, state):
+            for result in results:
                 metrics.add(result)
                 self.emit("step", steps=config.train.steps, **asdict(result))
                 self._validate(validation, metrics, unet, lora, state)
-                last = result.step == config.train.steps
-                stopping = self.stop_requested() and not last
-                if (
-                    config.samples.prompts
-                    and (last or _due(result.step, config.samples.every_n_steps))
-                    and not stopping
-                ):
+                due = due_after(result, config, self.ranks, self.stop_requested, lora, state)
+                if due.sample:
                     with evaluated(state.optimizer):
                         self._sample(base, unet, captions, result.step)
-                if stopping or _due(result.step, config.checkpoints.every_n_steps):
+                if due.checkpoint:
                     folder = save_state(checkpoints, lora, state, identity, metrics.path)
                     prune(checkpoints, config.checkpoints.keep)
                     self.emit("checkpoint", step=result.step, path=self._relative(folder))
-                    if stopping:
+                    if due.stop:
                         self.emit("stopped", step=result.step, path=self._relative(folder))
                         return
             self.emit("phase", name="exporting")
@@ -228,73 +241,24 @@ class Training:
             metrics.add_validation(result)
             self.emit("validation", **asdict(result))
 
+    def _follow(self, results: Iterator[StepResult], lora: LoRA, state: TrainState) -> None:
+        """What every rank but the first does between steps: agree on what is due."""
+        for result in results:
+            if due_after(result, self.config, self.ranks, self.stop_requested, lora, state).stop:
+                return
+
     def _sample(self, base: BaseModel, unet: UNet, captions: Captions, step: int) -> None:
         """The VAE is loaded for the moment only: between samples its memory belongs to training."""
-        options, folder = self.config.samples, self.output / "samples"
-        folder.mkdir(exist_ok=True)
-        vae = load_vae(base, self.device, self.dtype)
+        options, vae = self.config.samples, load_vae(base, self.device, self.dtype)
         schedule = noise_schedule(self.config.train.loss, self.device)
+        side_px, seed = self.config.resolution, self.config.train.seed
         for number, prompt in enumerate(options.prompts):
-            image = sample(
-                unet,
-                vae,
-                captions[prompt],
-                captions[""],
-                side_px=self.config.resolution,
-                steps=options.sampler_steps,
-                guidance=options.guidance,
-                seed=self.config.train.seed,
-                schedule=schedule,
-            )
-            path = folder / f"step-{step:06d}-{number}.png"
+            pair = captions[prompt], captions[""]
+            image = sample(unet, vae, *pair, side_px, options.sampler_steps, options.guidance, seed, schedule)
+            path = self.output / "samples" / f"step-{step:06d}-{number}.png"
+            path.parent.mkdir(exist_ok=True)
             image.save(path)
             self.emit("sample", step=step, path=self._relative(path))
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.output).as_posix()
-
-
-def _device(config: TrainerConfig) -> torch.device:
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device == "cuda" and not torch.cuda.is_available():  # to train without would take weeks
-        raise GpusMissing(
-            f"This worker has a GPU, but torch {torch.__version__} finds no CUDA device: install a torch with CUDA "
-            "and a driver that fits it, or set LORAQ_DEVICE=cpu on the worker."
-        )
-    return torch.device(config.device)
-
-
-def _due(step: int, every_n_steps: int | None) -> bool:
-    return every_n_steps is not None and step % every_n_steps == 0
-
-
-def _lora_identity(lora: LoRAConfig) -> dict[str, Any]:
-    """What was asked of the adapter; of the file that it began with, the content instead of the place."""
-    begun_with = lora.init_from and content_sha256(read_header(Path(lora.init_from))[0].values())
-    return asdict(lora) | {"init_from": begun_with}
-
-
-def _identity(config: TrainerConfig, base: BaseModel, dataset: Dataset) -> dict[str, Any]:
-    """What must not change between a checkpoint and the training that goes on from it. The number of steps may."""
-    held_out = [(picture.sha256, picture.caption) for picture in dataset.held_out]
-    content = [(p.sha256, p.mask and p.mask.sha256, p.caption, p.repeats, p.regularisation) for p in dataset.pictures]
-    told = asdict(config.train)
-    del told["steps"]
-    options = asdict(config.dataset)
-    del options["folder"]  # where the pictures lie on this machine; what they are is in their digest
-    if config.dataset.regularisation:
-        del options["regularisation"]["folder"]
-    return (
-        {f"dataset.{name}": value for name, value in options.items()}
-        | told
-        | {
-            "lora": _lora_identity(config.lora),
-            "batch_size": config.batch_size,
-            "resolution": config.resolution,
-            "dtype": config.dtype,
-            "dataset": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
-            "base_model": [base.vae_sha256, base.text_encoders_sha256],
-        }
-        | ({"held out": held_out} if held_out else {})
-    )

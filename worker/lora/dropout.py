@@ -21,11 +21,16 @@ class DropoutPlace:
 
     def __init__(self) -> None:
         self.counters: tuple[int, ...] | None = None
+        self.first_sample = 0
 
     @contextmanager
-    def at(self, *counters: int) -> Iterator[None]:
-        """Within the block, layers drop out as at this place in the training: (seed, step, micro_step, rank)."""
+    def at(self, *counters: int, first_sample: int = 0) -> Iterator[None]:
+        """Within the block, layers drop out as at this place in the training: (seed, step, micro_step).
+
+        Each sample's masks are drawn apart, by its number in the whole batch, of which several GPUs train a part each.
+        """
         self.counters = counters
+        self.first_sample = first_sample
         try:
             yield
         finally:
@@ -63,6 +68,8 @@ class Dropout:
     def _drop(self, stream: str, x: Tensor, chance: float, shape: torch.Size) -> Tensor:
         if not chance or self._place.counters is None:
             return x
-        source = generator(stream, *self._place.counters, self._number, device=x.device)
-        keep = torch.rand(shape, generator=source, device=x.device) >= chance
+        samples = range(self._place.first_sample, self._place.first_sample + shape[0])
+        sources = [generator(stream, *self._place.counters, self._number, n, device=x.device) for n in samples]
+        drawn = [torch.rand(shape[1:], generator=source, device=x.device) for source in sources]
+        keep = torch.stack(drawn) >= chance
         return x * keep / (1 - chance)
