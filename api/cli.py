@@ -1,10 +1,9 @@
 """`loraq`: the command line, through the API only. docs/cli.md describes it."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
 from api.cli_audit import audit
 from api.cli_connection import connect
@@ -18,10 +17,9 @@ from api.cli_output import EXIT_CODES, ExitCode, Output, printable
 from api.cli_recover import recover
 from api.cli_tokens import token_app
 from api.cli_up import up
+from api.cli_uploads import with_uploads
 from api.cli_workers import workers
 from api.client import Loraq
-from api.local_dataset import read_dataset
-from jobs.spec_text import read_yaml
 from jobs.status import Status
 
 _EPILOG = "\n\n".join(["Exit codes:", *(f"{code.value:>3}  {meaning}" for code, meaning in EXIT_CODES.items())])
@@ -58,6 +56,10 @@ def submit(
         Path | None,
         typer.Option(help="Upload this folder or archive first and train on it.", exists=True),
     ] = None,
+    regularisation: Annotated[
+        Path | None,
+        typer.Option(help="Upload these regularisation pictures, too, a folder or an archive.", exists=True),
+    ] = None,
     follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Show the job to its end.")] = False,
     pull_to: Annotated[
         Path | None, typer.Option("--pull", help="Follow it, and download what it left here.", file_okay=False)
@@ -71,7 +73,7 @@ def submit(
     output = Output(as_json)
     with output.explained(), connect(output.waits) as loraq:
         text = spec.read()
-        content = text if dataset is None else _with_dataset(loraq, text, dataset, output)
+        content = with_uploads(loraq, text, {"dataset": dataset, "dataset.regularisation": regularisation}, output)
         job = loraq.submit(content, idempotency_key)
         if as_json:
             output.json(job)
@@ -152,11 +154,15 @@ def cancel(job: JobId, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def retry(job: JobId, as_json: AsJson = False) -> None:
+def retry(
+    job: JobId,
+    steps: Annotated[int | None, typer.Option(help="Steps in all, if other than before.", min=1, max=1_000_000)] = None,
+    as_json: AsJson = False,
+) -> None:
     """Submit a failed or cancelled job anew, as a new job that goes on from the old one's newest checkpoint."""
     output = Output(as_json)
     with output.explained(), connect(output.waits) as loraq:
-        again = loraq.retry(job)
+        again = loraq.retry(job, steps)
         if as_json:
             output.json(again)
         else:
@@ -200,27 +206,6 @@ def _pull(loraq: Loraq, job: str, folder: Path, output: Output) -> None:
     else:
         kept = f"; {len(pulled.already_there)} were there already" if pulled.already_there else ""
         output.out.print(f"{_files(len(pulled.fetched))} fetched into {folder}{kept}.")
-
-
-def _with_dataset(loraq: Loraq, text: bytes, path: Path, output: Output) -> dict[str, Any]:
-    """The spec in `text`, trained on `path`, which is uploaded once the spec is known to be in order."""
-    values = read_yaml(text)
-    contents = read_dataset(path)
-    given = values if isinstance(values, dict) else {}
-    section = given.get("dataset")
-
-    def spec_on(uri: str) -> dict[str, Any]:
-        return given | {"dataset": (section if isinstance(section, dict) else {}) | {"uri": uri}}
-
-    loraq.validate(spec_on("s3://datasets/to-be-uploaded/"))
-    output.say(f"Uploading {len(contents.pictures)} pictures and {len(contents.captions)} captions from {path} ...")
-    if contents.left_out:
-        verb = "Not used" if contents.archive else "Left out"
-        output.say(f"{verb}, as neither picture nor caption: {', '.join(contents.left_out[:10])}", "yellow")
-    with Progress(console=output.err, transient=True, disable=not output.err.is_terminal) as progress:
-        task = progress.add_task("uploading", total=len(contents.files))
-        uploaded = loraq.upload_dataset(contents, on_file=lambda _: progress.advance(task))
-    return spec_on(uploaded.uri)
 
 
 def _files(count: int) -> str:

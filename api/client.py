@@ -126,9 +126,14 @@ class Loraq:
         """Cancel a job; a running one ends as soon as it can."""
         return Job.model_validate(self._change(_path(job_id, "/cancel")))
 
-    def retry(self, job_id: str) -> Job:
-        """Submit a failed or cancelled job anew; it goes on from the old one's newest checkpoint."""
-        return Job.model_validate(self._change(_path(job_id, "/retry")))
+    def retry(self, job_id: str, steps: int | None = None) -> Job:
+        """Submit a failed or cancelled job anew; it goes on from the old one's newest checkpoint.
+
+        Args:
+            steps: in all, those before the checkpoint included; None for as many as before.
+        """
+        changes = {} if steps is None else {"json": {"steps": steps}}
+        return Job.model_validate(self._change(_path(job_id, "/retry"), **changes))
 
     def wait(self, job_id: str) -> Job:
         """Return when the job has ended."""

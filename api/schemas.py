@@ -75,6 +75,29 @@ class Job(View):
         )
 
 
+class RetryChanges(View):
+    """What a job that is tried again does otherwise than the one before. Nothing but the number of steps may change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Steps in all, those before the checkpoint included; null: as many as before.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_steps(cls, data: JsonValue) -> JsonValue:
+        if isinstance(data, dict) and (others := sorted(data.keys() - cls.model_fields.keys())):
+            raise ValueError(
+                f"{', '.join(others)} cannot be changed by a retry: it goes on from a checkpoint, and only the number "
+                "of steps may be another there. Submit a new job, or begin it with this one's adapter (lora.init_from)"
+            )
+        return data
+
+
 class JobSummary(View):
     """A job in a list."""
 

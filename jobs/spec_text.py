@@ -88,6 +88,16 @@ def parse_spec(data: JsonValue, *checks: Check) -> JobSpec:
     return spec
 
 
+def with_steps(spec: JobSpec, steps: int) -> JobSpec:
+    """`spec` with another number of steps.
+
+    Raises:
+        InvalidSpec: its other fields do not go with so many.
+    """
+    data = spec.model_dump(mode="json")
+    return parse_spec(data | {"training": data["training"] | {"steps": steps}})
+
+
 def write_spec(spec: JobSpec) -> str:
     """`spec` as YAML, every field with its value, in the order of the reference page."""
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

@@ -30,6 +30,7 @@ from jobs.record import Failure, JobRecord, advance, begin_attempt, commit, give
 from jobs.records import Also, Records, check_fence, decode
 from jobs.retries import RetryPolicy
 from jobs.settings import Settings
+from jobs.spec_text import with_steps
 from jobs.status import Status
 from jobs.writing import RUNNING, holds_key, progress_key, record_key
 
@@ -127,18 +128,24 @@ class Store(Records):
         if limit is not None and self.redis.zcard(turns.index_key(owner, Status.QUEUED)) >= limit:
             raise TooManyJobs(limit)
 
-    def retry(self, old: JobRecord, also: Also | None = None) -> JobRecord:
+    def retry(self, old: JobRecord, also: Also | None = None, steps: int | None = None) -> JobRecord:
         """Submit a failed or cancelled job anew; it goes on from the old one's newest checkpoint.
 
-        A final status never changes, so this is another job. Asked twice, it gives the same one.
+        A final status never changes, so this is another job. Asked twice for as many steps, it gives the same one.
+
+        Args:
+            steps: of the new job, those before its checkpoint included; None: as many as the old one's.
 
         Raises:
             NotRetryable: the job has not ended, or ended well.
+            InvalidSpec: with so many steps its spec cannot be carried out.
         """
         if old.status not in (Status.FAILED, Status.CANCELLED):
             raise NotRetryable(f"Job {old.id} is {old.status}: only one that failed or was cancelled is tried again.")
-        new = JobRecord.create(old.owner, old.spec, retry_of=(old.id, *old.retry_of))
-        return self.submit(new, f"retry of {old.id}", also)
+        spec = old.spec if steps is None else with_steps(old.spec, steps)
+        new = JobRecord.create(old.owner, spec, retry_of=(old.id, *old.retry_of))
+        other = "" if spec == old.spec else f" with {steps} steps"
+        return self.submit(new, f"retry of {old.id}{other}", also)
 
     # -- changing -----------------------------------------------------------------------------------------------------
 

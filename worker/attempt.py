@@ -142,6 +142,10 @@ def _newest_checkpoint(
         while left := [each for each in find_checkpoints(storage, S3Uri.parse(uri)) if each not in tried]:
             checkpoint = left[0]
             tried.add(checkpoint)
+            if checkpoint.step > record.spec.training.steps:  # of a job that is tried again with fewer
+                message = f"Passed over the checkpoint of step {checkpoint.step}: this job has fewer steps."
+                lease.event("warning", {"message": message})
+                continue
             folder = scratch / "resume" / f"step-{checkpoint.step:06d}-{checkpoint.attempt}"
             try:
                 marker = fetch_checkpoint(storage, checkpoint, folder, lease)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from api.bodies import spec_body, submitted_spec
 from api.deps import ActorDep, OwnerDep, ServicesDep
 from api.openapi import SPEC_BODY, problems
-from api.schemas import Job, JobPage, JobSummary, ValidSpec
+from api.schemas import Job, JobPage, JobSummary, RetryChanges, ValidSpec
 from jobs import archive_index, webhooks
 from jobs.audit import Action, noting
 from jobs.errors import JobNotFound
@@ -114,11 +114,14 @@ def cancel(actor: ActorDep, services: ServicesDep, job_id: str, response: Respon
         **problems(401, 404, 409, 422, 429, 503),
     },
 )
-def retry(actor: ActorDep, services: ServicesDep, job_id: str, response: Response) -> Job:
+def retry(
+    actor: ActorDep, services: ServicesDep, job_id: str, response: Response, changes: RetryChanges | None = None
+) -> Job:
     """Submit a failed or cancelled job anew, as a new job: it goes on from the old one's newest checkpoint."""
     asked_at = now()
+    steps = changes and changes.steps
     with noting(actor, Action.RETRY) as note:
-        record = services.store.retry(services.find(job_id, actor.owner), note)
+        record = services.store.retry(services.find(job_id, actor.owner), note, steps)
     if record.created_at < asked_at:
         response.status_code = 200
     response.headers["Location"] = f"/v1/jobs/{record.id}"

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from api.cli import app
@@ -23,7 +24,7 @@ from jobs import events
 from jobs.record import JobRecord
 from jobs.settings import Settings
 from jobs.spec import JobSpec
-from jobs.spec_text import write_spec
+from jobs.spec_text import read_spec, write_spec
 from jobs.status import Status
 from jobs.storage import Storage
 from jobs.store import Store
@@ -91,6 +92,42 @@ def test_submit_uploads_an_archive_as_it_is(
     uri = S3Uri.parse(loraq.get(result.stdout.strip()).spec.dataset.uri)
     assert uri.key.endswith("/my-photos.tar.gz")
     assert storage.read(uri) == archive.read_bytes()
+
+
+def test_submit_uploads_regularisation_pictures_beside_the_spec_s_own_dataset_or_another(
+    run: Run, loraq: Loraq, storage: Storage, spec_file: Path, photos: Path, tmp_path: Path
+) -> None:
+    cats = tmp_path / "cats"
+    cats.mkdir()
+    for name in ("chelsea.jpg", "chelsea.txt"):
+        (cats / name).write_bytes((photos / name).read_bytes())
+
+    plain = loraq.get(run("submit", spec_file, "--regularisation", cats).stdout.strip())
+
+    own = read_spec(spec_file.read_bytes()).dataset
+    assert plain.spec.dataset.uri == own.uri
+    assert plain.spec.dataset.regularisation
+    assert len(storage.list(S3Uri.parse(plain.spec.dataset.regularisation.uri))) == 2
+
+    data = yaml.safe_load(spec_file.read_text())
+    data["dataset"]["regularisation"] = {"uri": "s3://datasets/none/", "weight": 0.5}
+    (tmp_path / "weighed.yaml").write_text(yaml.safe_dump(data))
+    both = run("submit", "weighed.yaml", "--dataset", photos, "--regularisation", cats)
+    dataset = loraq.get(both.stdout.strip()).spec.dataset
+    assert dataset.regularisation
+    assert dataset.regularisation.weight == 0.5
+    sizes = [len(storage.list(S3Uri.parse(uri))) for uri in (dataset.uri, dataset.regularisation.uri)]
+    assert sizes == [16, 2]
+
+
+def test_an_upload_goes_where_its_owner_alone_may_read(
+    run: Run, serve: Callable, settings: Settings, spec_file: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = settings.model_copy(update={"readable": ("s3://datasets/{owner}/", "s3://models/")})
+    monkeypatch.setenv("LORAQ_API_URL", serve(mine))
+    submitted = run("submit", spec_file, "--dataset", photos, "--json")
+    assert submitted.exit_code == 0, submitted.stderr
+    assert _json(submitted)["spec"]["dataset"]["uri"].startswith("s3://datasets/alice/")
 
 
 def test_nothing_is_uploaded_for_a_spec_at_fault(run: Run, storage: Storage, tmp_path: Path, photos: Path) -> None:

@@ -296,3 +296,24 @@ def test_retry_makes_one_new_job_of_an_ended_one(
     assert loraq.get(job.id).status is Status.FAILED
     with pytest.raises(ApiError, match="no job"):
         client_of("bob").retry(job.id)
+
+
+def test_a_retry_may_change_the_steps_and_nothing_else(
+    loraq: Loraq, url: str, alice: dict[str, str], make_spec: MakeSpec, end_job: EndJob
+) -> None:
+    job = loraq.submit(make_spec(training={"steps": 4}))
+    end_job(job.id, Status.FAILED)
+
+    longer = loraq.retry(job.id, steps=8)
+
+    assert (longer.spec.training.steps, longer.retry_of) == (8, (job.id,))
+    assert loraq.retry(job.id, steps=8).id == longer.id
+    assert loraq.retry(job.id).id != longer.id
+    for body, message in (
+        ({"steps": 8, "batch_size": 2}, "batch_size cannot be changed by a retry"),
+        ({"training": {"steps": 8}}, "training cannot be changed by a retry"),
+        ({"steps": 0}, "greater than or equal to 1"),
+    ):
+        refused = httpx.post(f"{url}/v1/jobs/{job.id}/retry", json=body, headers=alice)
+        assert refused.status_code == 422
+        assert message in refused.text

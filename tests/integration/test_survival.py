@@ -1,5 +1,6 @@
 """Whatever dies, the next attempt goes on, and the weights are those of a run that nothing disturbed, to the bit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import safetensors.numpy
 
+from jobs import events
 from jobs.checkpoint import MARKER_NAME, CheckpointMarker
 from jobs.errors import FailureReason
 from jobs.manifest import ManifestFile
@@ -79,7 +81,7 @@ def checkpoints(storage, record: JobRecord) -> list[int]:
 
 
 def until_checkpoint(store, storage, record: JobRecord, at_least: int = 10) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300  # of a busy machine
     while max(checkpoints(storage, record), default=0) < at_least:
         assert time.monotonic() < deadline, store.get(record.id)
         assert not store.get(record.id).status.final, store.get(record.id)
@@ -247,3 +249,26 @@ def test_a_retry_goes_on_from_the_old_job_s_checkpoint(store, storage, worker, j
     record = wait_for(store, again.id, ended)
 
     assert (record.status, record.attempt.resumed_from_step) == (Status.SUCCEEDED, newest)
+
+
+def test_a_retry_with_other_steps_goes_on_from_a_checkpoint_that_is_not_behind_them(store, storage, worker, job):
+    process = worker()
+    until_checkpoint(store, storage, job, at_least=20)
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+    failed = store.change(job.id, lambda record: record.model_copy(update={"status": Status.FAILED}))
+    newest, before = sorted(checkpoints(storage, job), reverse=True)[:2]
+    fewer, more = store.retry(failed, steps=newest - 1), store.retry(failed, steps=70)
+    worker()
+
+    fewer, more = (wait_for(store, each.id, ended, 300) for each in (fewer, more))
+
+    assert (fewer.status, fewer.attempt.resumed_from_step) == (Status.SUCCEEDED, before)
+    assert (more.status, more.attempt.resumed_from_step) == (Status.SUCCEEDED, newest)
+    told = [event.data for event in events.read(store.redis, fewer.id) if event.kind == "warning"]
+    assert told == [{"message": f"Passed over the checkpoint of step {newest}: this job has fewer steps."}]
+    for record in (fewer, more):
+        (file,) = (file for file in manifest_of(storage, record).files if file.path == "metrics.jsonl")
+        lines = storage.read(S3Uri.parse(record.output_uri) / file.stored_as).decode().splitlines()
+        steps = [json.loads(line)["step"] for line in lines]
+        assert steps == list(range(1, record.spec.training.steps + 1))

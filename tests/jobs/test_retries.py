@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import FailureReason, NotRetryable
+from jobs.errors import FailureReason, InvalidSpec, NotRetryable
 from jobs.record import Failure, JobRecord, begin_attempt, give_back, now
 from jobs.retries import RetryPolicy
 from jobs.spec_text import read_spec
@@ -92,3 +92,23 @@ def test_a_retry_is_a_new_job_that_knows_the_old_one(store, make_spec):
     assert new.checkpoint_uris == (new.output_uri, old.output_uri)
     assert store.retry(store.get(old.id)) == new
     assert store.get(old.id).status is Status.CANCELLED
+
+
+@pytest.mark.integration
+def test_each_number_of_steps_is_a_retry_of_its_own(store, make_spec):
+    training = {"steps": 10, "lr_schedule": {"warmup_steps": 5}}
+    old = store.get(store.submit(JobRecord.create("me", make_spec(training=training))).id)
+    old = store.request_cancel(old.id)
+    as_before = store.retry(old)
+
+    longer = store.retry(old, steps=20)
+
+    assert longer.id != as_before.id
+    assert longer.spec.training.steps == 20
+    assert longer.spec == old.spec.model_copy(update={"training": old.spec.training.model_copy(update={"steps": 20})})
+    assert (longer.retry_of, longer.checkpoint_uris[1]) == ((old.id,), old.output_uri)
+    assert store.retry(old, steps=20) == longer
+    assert store.retry(old, steps=10) == as_before
+    assert store.retry(old, steps=21).id not in (longer.id, as_before.id)
+    with pytest.raises(InvalidSpec, match="warmup_steps is 5, but there are 5 steps"):
+        store.retry(old, steps=5)

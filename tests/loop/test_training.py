@@ -12,7 +12,8 @@ import torch
 
 from worker.data.config import DatasetConfig, MasksConfig, RegularisationConfig, ShuffleConfig
 from worker.errors import BaseModelInvalid, LoRAInvalid, TrainerError
-from worker.loop.config import CheckpointsConfig, OptimizerConfig, SamplesConfig, TrainerConfig
+from worker.loop.config import CheckpointsConfig, OptimizerConfig, SamplesConfig, ScheduleConfig, TrainerConfig
+from worker.loop.optim import learning_rate
 from worker.loop.training import Stopped, Training
 from worker.lora.config import LoRAConfig
 
@@ -228,6 +229,37 @@ def test_more_steps_may_be_asked_for_on_resume_but_nothing_else(
     for change in ({"batch_size": 2}, {"lora": LoRAConfig(rank=2)}, {"resolution": 96}):
         with pytest.raises(TrainerError, match=f"another training: .*{next(iter(change))}( \\* gpus)? was"):
             run(dataclasses.replace(longer, **change))
+
+
+def test_another_number_of_steps_has_its_own_schedule_from_there_on(
+    make_config: Callable[..., TrainerConfig], tmp_path: Path
+) -> None:
+    def config(steps: int, schedule: str, name: str, **changes: Any) -> TrainerConfig:
+        train = {"lr_schedule": ScheduleConfig(schedule, warmup_steps=1), "ema_decay": 0.9}
+        return make_config(steps, train=train, output=str(tmp_path / name), **changes)
+
+    for schedule in ("cosine", "constant"):
+        run(config(4, schedule, f"{schedule}-short"), stop_after=3)
+        checkpoint = str(tmp_path / f"{schedule}-short/checkpoints/step-000003")
+        longer = config(7, schedule, f"{schedule}-longer", resume_from=checkpoint)
+        facts = run(longer)
+        told = [(fact["step"], fact["lr"]) for fact in of_kind(facts, "step")]
+        assert told == [(step, learning_rate(step, longer.train)) for step in (4, 5, 6, 7)]
+        with pytest.raises(TrainerError, match=r"step-000003 lies behind the 2 steps of this training: ask for at lea"):
+            run(config(2, schedule, f"{schedule}-shorter", resume_from=checkpoint))
+    exact = config(3, "constant", "exact", resume_from=checkpoint)
+    assert of_kind(run(exact), "step") == []  # nothing is left to train
+    three = config(3, "constant", "three")
+    run(three)
+    assert same(weights(exact), weights(three))
+    whole = config(7, "constant", "whole")
+    run(whole)
+    assert same(weights(longer), weights(whole))
+    assert same(weights(longer, "lora_ema"), weights(whole, "lora_ema"))
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_stopping_before_the_first_step_leaves_nothing_to_keep(make_config: Callable[..., TrainerConfig]) -> None:

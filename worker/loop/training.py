@@ -16,6 +16,7 @@ from worker.data.encoding import TextEmbedding, encode_captions, encode_pictures
 from worker.data.examples import caption_orders, make_examples, make_held_out, shots_of, view_of
 from worker.data.held_out import hold_out
 from worker.data.report import dataset_report, in_short, write_report
+from worker.errors import ResumeRefused
 from worker.loop.config import TrainerConfig
 from worker.loop.device import device_of
 from worker.loop.due import check_same, due_after
@@ -192,6 +193,11 @@ class Training:
         resume_from = Path(config.resume_from) if config.resume_from else None
         if resume_from:
             load_state(resume_from, lora, state, identity)
+            if state.step > config.train.steps:
+                raise ResumeRefused(
+                    f"{resume_from.name} lies behind the {config.train.steps} steps of this training: ask for at least "
+                    f"{state.step}, or go on from an older checkpoint."
+                )
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         if self.ranks.any(self.stop_requested()):
