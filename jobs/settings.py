@@ -93,6 +93,19 @@ class Settings(BaseSettings):
         description="Worker: how many of the machine's GPUs it takes, by locks in LORAQ_DATA_DIR that workers of one "
         "machine share; all: every one that it sees, without a lock.",
     )
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Worker: machines whose GPUs it trains on, this one included, all with as many: on each of the "
+        "others runs `python -m worker.joining`. All of them share LORAQ_DATA_DIR.",
+    )
+    rendezvous: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9._-]+:\d{1,5}$",
+        description="Worker: host:port where the first of several machines listens to the others, as all of them reach "
+        "it. On a private network: it asks for no password.",
+    )
     cpu_threads: int = Field(
         default=1,
         ge=1,
@@ -203,6 +216,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"LORAQ_LEASE_S is {self.lease_s:g}, but an attempt reports every {self.heartbeat_s:g} s "
                 f"(LORAQ_HEARTBEAT_S): make it at least {3 * self.heartbeat_s:g}, so that one late report ends nothing."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _machines_meet_somewhere(self) -> Self:
+        if self.nodes > 1 and self.rendezvous is None:
+            raise ValueError(
+                f"LORAQ_NODES is {self.nodes}, and LORAQ_RENDEZVOUS is not set: name the host and a free port of the "
+                "first machine, as gpu-1.internal:29400."
             )
         return self
 

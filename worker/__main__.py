@@ -8,11 +8,10 @@ import logging
 import os
 import sys
 
-from jobs.gpus import look
 from jobs.logs import set_up_logging
 from jobs.settings import Settings
 from jobs.store import open_store
-from worker.gpu_claim import NoGpu, claim_gpus
+from worker.gpu_claim import NoGpu, take_gpus
 from worker.own_class import ClassTooLarge
 from worker.service import work
 
@@ -27,34 +26,15 @@ def main() -> int:
     set_up_logging()
     settings = Settings()
     try:
-        _take_gpus(settings)
+        take_gpus(settings)
     except NoGpu as error:
         log.error("No job can be taken here. %s", error)
         return 1
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the trainer counts GPUs as NVML and nvidia-smi do
     try:
         return work(open_store(settings), settings, options.once)
     except ClassTooLarge as error:
         log.error("No job can be taken here. %s", error)
         return os.EX_CONFIG
-
-
-def _take_gpus(settings: Settings) -> None:
-    """Make sure of the GPUs that this worker is to use, before it takes a job that would fail without them.
-
-    Raises:
-        NoGpu: they are not there.
-    """
-    if settings.device == "cpu":
-        return
-    found = look()
-    if settings.device == "cuda" and not found.gpus:
-        raise NoGpu(
-            f"LORAQ_DEVICE is cuda, and {found.why_none}. Give this machine, or this container, one (a driver, "
-            "the NVIDIA container toolkit, a device reservation), or set LORAQ_DEVICE to cpu."
-        )
-    if found.gpus and settings.gpus != "all":
-        claim_gpus(settings.gpus, [gpu.uuid for gpu in found.gpus], settings.data_dir.expanduser() / "gpus")
 
 
 if __name__ == "__main__":

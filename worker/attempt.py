@@ -41,6 +41,7 @@ from worker.lease import UPLOAD_SHARE_OF_GRACE, Cancelled, Lease, LeaseLost, Pre
 from worker.loop.config_json import write_config
 from worker.process import Fact, TrainerFailed, TrainerProcess
 from worker.scratch import scratch_folder
+from worker.spread import Spread, spread
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
         keep = record.spec.checkpoints.keep
         with CheckpointUploads(storage, output_uri, lease, output, scratch, keep, samples) as uploads:
             try:
-                _train(scratch / "config.json", record.spec.gpus, output, lease, settings, uploads)
+                _train(scratch / "config.json", spread(record.spec.gpus, settings), output, lease, settings, uploads)
             except Exception:
                 _save_log(output, output_uri / attempt_folder(lease.attempt), storage)
                 raise
@@ -159,9 +160,11 @@ def _newest_checkpoint(
     return None, ()
 
 
-def _train(config: Path, gpus: int, output: Path, lease: Lease, settings: Settings, uploads: CheckpointUploads) -> None:
+def _train(
+    config: Path, ranks: Spread, output: Path, lease: Lease, settings: Settings, uploads: CheckpointUploads
+) -> None:
     """Run the trainer to its end, passing its facts on. Raises TrainerFailed, or the Ending that came."""
-    with TrainerProcess(config, output / "train.log", settings.cpu_threads, gpus) as trainer:
+    with TrainerProcess(config, output / "train.log", settings.cpu_threads, ranks) as trainer:
         lease.update(phase="starting")
         reporter = _Reporter(lease, uploads)
         heard_s = time.monotonic()

@@ -11,6 +11,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from jobs.gpus import look
+from jobs.settings import Settings
+
 log = logging.getLogger(__name__)
 
 TRY_AGAIN_S = 5.0
@@ -18,6 +21,25 @@ TRY_AGAIN_S = 5.0
 
 class NoGpu(Exception):
     """This machine has not the GPUs that the worker is to use; the message says what to do."""
+
+
+def take_gpus(settings: Settings) -> None:
+    """Make sure of the GPUs that this worker is to use, before it takes a job that would fail without them.
+
+    Raises:
+        NoGpu: they are not there.
+    """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the trainer counts GPUs as NVML and nvidia-smi do
+    if settings.device == "cpu":
+        return
+    found = look()
+    if settings.device == "cuda" and not found.gpus:
+        raise NoGpu(
+            f"LORAQ_DEVICE is cuda, and {found.why_none}. Give this machine, or this container, one (a driver, "
+            "the NVIDIA container toolkit, a device reservation), or set LORAQ_DEVICE to cpu."
+        )
+    if found.gpus and settings.gpus != "all":
+        claim_gpus(settings.gpus, [gpu.uuid for gpu in found.gpus], settings.data_dir.expanduser() / "gpus")
 
 
 def claim_gpus(count: int, uuids: Sequence[str], folder: Path) -> tuple[str, ...]:

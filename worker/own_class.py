@@ -25,7 +25,7 @@ class OwnClass:
 
 
 def own_class(settings: Settings, cards: Gpus) -> OwnClass:
-    """What the worker registers.
+    """What the worker registers: its cards, and as many of each other machine that trains along.
 
     Raises:
         ClassTooLarge: LORAQ_WORKER_CLASS asks for more than there is.
@@ -37,7 +37,7 @@ def own_class(settings: Settings, cards: Gpus) -> OwnClass:
                 f"LORAQ_WORKER_CLASS is {wanted}, but a CPU stands in for {CPU_RANKS} GPUs at most: choose less."
             )
         return OwnClass(wanted or CPU)
-    own = class_of_cards(gpu.memory_bytes for gpu in cards.gpus)
+    own = class_of_cards([gpu.memory_bytes for gpu in cards.gpus] * settings.nodes)
     if wanted is not None and own != NONE:
         if not own.takes(wanted) or wanted == CPU:
             raise ClassTooLarge(

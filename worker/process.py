@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import FailureReason
+from worker.spread import Spread
 
 Fact = dict[str, Any]
 
@@ -39,20 +40,20 @@ class TrainerFailed(Exception):
 class TrainerProcess:
     """One run of `python -m worker.trainer`, or of one a GPU; a context manager that leaves no process behind."""
 
-    def __init__(self, config: Path, log_file: Path, cpu_threads: int, gpus: int = 1) -> None:
+    def __init__(self, config: Path, log_file: Path, cpu_threads: int, spread: Spread | None = None) -> None:
         self._log_file = log_file
         self._oom_kills_before = _oom_kills()
         self._facts: queue.Queue[Fact | None] = queue.Queue()
         self.last: Fact | None = None  # the newest fact, or the failure
         with log_file.open("ab") as log:
             # The trainer dies with the thread that starts it (PR_SET_PDEATHSIG): this is the horse's main thread.
-            program = ["worker.trainer", str(config)] if gpus == 1 else ["worker.launch", str(config), f"--gpus={gpus}"]
+            program = [*(spread or Spread(1)).program(), str(config)]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *program, "--parent", str(os.getpid())],
+                [sys.executable, "-m", *program, f"--parent={os.getpid()}"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=_environment(cpu_threads),
+                env=trainer_environment(cpu_threads),
                 process_group=0,
             )
         self._reader = threading.Thread(target=self._read, name="facts", daemon=True)
@@ -166,7 +167,8 @@ class TrainerProcess:
         return lines[-1][:500] if lines else "it wrote no log."
 
 
-def _environment(cpu_threads: int) -> dict[str, str]:
+def trainer_environment(cpu_threads: int) -> dict[str, str]:
+    """This process's own, without what is none of a trainer's business."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_SECRET_PREFIXES)}
     environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     environment["OMP_NUM_THREADS"] = str(cpu_threads)

@@ -7,8 +7,8 @@ process is killed when the thread that started it ends; with --parent it also en
 could ask for that.
 
 Several of them, started by torchrun, are the ranks of one training, one a GPU (worker/loop/ranks.py). They train as one
-process does whose batch_size is that of all of them together. Rank 0 reports; another speaks only to say why it failed,
-if it is the first to. A stop that one of them is asked for is a stop of all, after the same step.
+process does whose batch_size is that of all of them together. Rank 0 reports; another speaks only to say why they
+failed, as the first of its machine to. A stop that one of them is asked for is a stop of all, after the same step.
 
 Standard output carries facts and nothing else: one JSON object a line, flushed. Logs and tracebacks go to standard
 error.
@@ -47,6 +47,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TextIO
@@ -114,10 +115,11 @@ def main(arguments: list[str] | None = None) -> int:
             emit("stopped", step=None, path=None)
     except Exception as error:
         traceback.print_exc()
-        ended_from_outside = isinstance(error, PeerLost) and _waited_for(stop_requested)
-        if not ended_from_outside and ranks.first_to_fail():
-            reason, message = explain(error)
-            emit("failed", reason=reason, message=message)
+        with suppress(PeerLost):  # the first machine has gone, and with it whoever listens
+            ended_from_outside = isinstance(error, PeerLost) and _waited_for(stop_requested)
+            if not ended_from_outside and (why := ranks.why(json.dumps(explain(error)))):
+                reason, message = json.loads(why)
+                emit("failed", reason=reason, message=message)
         if ranks.size > 1:
             os._exit(1)  # at once, so that torchrun sees it: an orderly end would wait for the other ranks
         return 1

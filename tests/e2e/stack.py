@@ -16,7 +16,7 @@ from api.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 FILES = ("docker-compose.yml", "docker/compose.cpu.yml", "tests/e2e/compose.e2e.yml")
-VERSION = "e2e"
+VERSION = os.environ.get("LORAQ_E2E_VERSION", "e2e")  # another, where two of these run on one machine
 
 
 class DockerStack:
@@ -28,6 +28,7 @@ class DockerStack:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.files = FILES  # below the repository; more may be added
         self.name = f"loraq-e2e-{secrets.token_hex(4)}"
         self.secrets = {name: make() for name, make in SECRETS.items()}
         api, store = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
@@ -51,7 +52,7 @@ class DockerStack:
 
     def compose(self, *arguments: str, stdin: bytes | None = None) -> str:
         """Run `docker compose`, and give what it says on standard output."""
-        files = [f"-f{ROOT / file}" for file in FILES]
+        files = [f"-f{ROOT / file}" for file in self.files]
         command = ["docker", "compose", "--project-directory", str(ROOT), "--env-file", str(self.folder / ".env")]
         return self._run([*command, "-p", self.name, *files, *arguments], stdin)
 
@@ -68,6 +69,10 @@ class DockerStack:
     def client(self) -> Loraq:
         """The API from Python."""
         return Loraq(self.url, self.secrets["LORAQ_API_TOKEN"])
+
+    def submitted(self, spec: Path, photos: Path) -> str:
+        """Submit with the command line; the job's id."""
+        return json.loads(self.loraq("submit", str(spec), "--dataset", str(photos), "--json"))["id"]
 
     def containers(self, service: str = "") -> list[str]:
         """Ids of those that run."""

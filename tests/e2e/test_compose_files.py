@@ -19,6 +19,7 @@ OVERRIDES = ["cpu", "s3", "share", "worker"]
 
 # Where a container's own files lie is its image's business, and the rest is set for one service.
 NOT_SHARED = {"LORAQ_DATA_DIR", "LORAQ_ALIVE_FILE", "LORAQ_DEVICE", "LORAQ_GPUS", "LORAQ_WORKER_CLASS"}
+NOT_SHARED |= {"LORAQ_NODES", "LORAQ_RENDEZVOUS"}
 
 
 @pytest.fixture(scope="module")

@@ -8,33 +8,24 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
-from tests.loop.several import Facts, losses, run, weights
-from worker.data.config import DatasetConfig
-from worker.loop.config import (
-    CheckpointsConfig,
-    LossConfig,
-    OptimizerConfig,
-    SamplesConfig,
-    ScheduleConfig,
-    TrainConfig,
+from tests.loop.several import (
+    EVERYTHING,
+    INTERFERE,
+    NAMES,
+    Facts,
+    alone,
+    assert_close,
+    everything,
+    launched,
+    losses,
+    run,
+    weights,
 )
+from worker.loop.config import CheckpointsConfig
 from worker.loop.config import TrainerConfig as Config
 from worker.loop.ranks import Ranks
-from worker.loop.training import Training
-from worker.lora.config import LoRAConfig
-
-STEPS = 6
-NAMES = ("lora", "lora_ema", "lora_diffusers")
-EVERYTHING = TrainConfig(
-    STEPS,
-    seed=3,
-    gradient_accumulation=2,
-    optimizer=OptimizerConfig(learning_rate=1e-2, eps=1e-3),  # see assert_close
-    lr_schedule=ScheduleConfig("cosine", warmup_steps=2),
-    loss=LossConfig(min_snr_gamma=5.0, noise_offset=0.05),
-    ema_decay=0.9,
-)
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +38,7 @@ def make(folder: Path, tiny_base: Path, photos: Path) -> Callable[..., Config]:
     """The same training, with all there is, into an output folder of its own."""
 
     def make(output: str, batch_size: int, resume_from: Path | None = None) -> Config:
-        return Config(
-            base_model=str(tiny_base),
-            output=str(folder / output),
-            cache=str(folder / "cache"),
-            dataset=DatasetConfig(str(photos), caption_dropout=0.3),
-            train=EVERYTHING,
-            lora=LoRAConfig(rank=4, alpha=16.0, targets="attention"),
-            resolution=96,  # two bucket sizes
-            batch_size=batch_size,
-            device="cpu",
-            dtype="float32",
-            checkpoints=CheckpointsConfig(every_n_steps=1, keep=STEPS),
-            samples=SamplesConfig(("a cat",), every_n_steps=3, sampler_steps=2),
-            resume_from=resume_from and str(resume_from),
-        )
+        return everything(folder, tiny_base, photos, output, batch_size, resume_from)
 
     return make
 
@@ -89,29 +66,8 @@ def by_one(make: Callable[..., Config], one_thread: None, by_two: object) -> tup
     return config, alone(config)
 
 
-def alone(config: Config) -> Facts:
-    facts: Facts = []
-    Training(config, lambda fact, **fields: facts.append({"fact": fact, **fields}), lambda: False).run()
-    return facts
-
-
 def checkpoint(config: Config) -> Path:
     return Path(config.output) / "checkpoints" / "step-000003"
-
-
-def assert_close(ours: Config, theirs: Config) -> None:
-    """Whole tensors, to 2e-6: 2e-4 of the learning rate, and ten times what was measured.
-
-    Sums are taken in another order, which moves a gradient by 1e-9, a millionth of the largest. Adam moves a weight by
-    learning_rate * gradient / (|gradient| + eps), so it makes of that learning_rate * 1e-9 / eps a step. With its usual
-    eps of 1e-8 this is a tenth of the learning rate for gradients that are almost nothing: two weights of 34,816 came
-    out 8e-5 apart. Hence an eps here that is of a gradient's own size, and a bound that is tight for every weight.
-    """
-    for name in NAMES:
-        expected = weights(theirs, name)
-        for key, tensor in weights(ours, name).items():
-            torch.testing.assert_close(tensor, expected[key], rtol=0, atol=2e-6)
-    assert losses(ours) == pytest.approx(losses(theirs), rel=1e-6)
 
 
 def first_gradient(config: Config) -> dict[str, Tensor]:
@@ -195,3 +151,21 @@ def test_shares_and_parts_make_up_the_whole() -> None:
     ranks = [Ranks(rank, 3) for rank in range(3)]
     assert sorted("".join(each.share("abcdefgh")) for each in ranks) == ["adg", "beh", "cf"]
     assert [list(range(6))[each.part(2)] for each in ranks] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_only_the_first_rank_writes(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = make_config(2, checkpoints=CheckpointsConfig(every_n_steps=1))
+    break_ = "from worker.loop import training as t; t.save_state = t.prune = t.Metrics = t.write_outputs = None"
+    with launched(config, tmp_path, program=INTERFERE.format(interference=break_)) as several:
+        assert several.finish() == 0, several.log.read_text()
+    assert several.facts[-1]["fact"] == "finished"
+
+
+def test_each_machine_says_once_what_the_first_rank_of_all_to_fail_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = HashStore()
+    said: list[str | None] = []
+    for rank, machine, own in [(2, 1, "no memory"), (0, 0, "the exchange failed"), (1, 0, "it failed"), (3, 1, "also")]:
+        monkeypatch.setenv("GROUP_RANK", str(machine))
+        said.append(Ranks(rank, 4, rank % 2, store).why(own))
+    assert said == ["no memory", "no memory", None, None]
+    assert Ranks().why("alone") == "alone"

@@ -149,9 +149,19 @@ class Ranks:
             meanwhile()
             time.sleep(LOOK_EVERY_S)
 
-    def first_to_fail(self) -> bool:
-        """Whether no other rank has failed before: then this one says why."""
-        return self.size == 1 or self.tally("failed", 1) == 1
+    def why(self, own: str) -> str | None:
+        """What this rank is to say of a failure: what the first of all to fail said of its own, or None, nothing.
+
+        Args:
+            own: what this rank has to say, which is not empty.
+        """
+        if self.size == 1:
+            return own
+        assert self._store is not None
+        with _peers():
+            first = self._store.compare_set("why", "", own).decode()  # sets it if nobody has
+        machine = os.environ["GROUP_RANK"]  # of one machine, one rank speaks: they share their standard output
+        return first if self.tally(f"failed on machine {machine}", 1) == 1 else None
 
 
 @contextmanager
