@@ -123,15 +123,30 @@ class Storage:
                 self._client.delete_object(Bucket=uri.bucket, Key=uri.key)
 
     def sha256(self, uri: S3Uri) -> str:
-        """The SHA-256 of what lies there, in hexadecimal: every byte is read back.
+        """The SHA-256 of one object; see sha256_all."""
+        return self.sha256_all([uri])[uri]
+
+    def sha256_all(self, uris: Iterable[S3Uri], on_bytes: OnBytes | None = None) -> dict[S3Uri, str]:
+        """The SHA-256 of what lies there, in hexadecimal: every byte is read back, several objects at once.
+
+        Args:
+            on_bytes: as of download_all.
 
         Raises:
-            ObjectNotFound: there is none.
+            ObjectNotFound: one is not there.
         """
-        digest = hashlib.sha256()
-        for chunk in ObjectStream(self._client, uri, self._stall_s):
-            digest.update(chunk)
-        return digest.hexdigest()
+        stop, tell = threading.Event(), self._telling("down", on_bytes)
+        sums: dict[S3Uri, str] = {}
+
+        def read(uri: S3Uri) -> None:
+            digest = hashlib.sha256()
+            for chunk in ObjectStream(self._client, uri, self._stall_s, stop=stop):
+                digest.update(chunk)
+                tell(len(chunk))
+            sums[uri] = digest.hexdigest()
+
+        _all_at_once(read, uris, stop, tell)
+        return sums
 
     def download(self, uri: S3Uri, path: Path, on_bytes: OnBytes | None = None) -> None:
         """One object into a file; see download_all."""

@@ -254,9 +254,9 @@ def _commit(
     storage.write(output_uri / own_manifest(lease.attempt), raw)
     written = {file.stored_as: file.sha256 for file in manifest.files}
     written[own_manifest(lease.attempt)] = hashlib.sha256(raw).hexdigest()
+    there_now = storage.sha256_all((output_uri / name for name in written), lease.check)
     for name, sha256 in written.items():
-        lease.check()
-        if storage.sha256(output_uri / name) != sha256:
+        if there_now[output_uri / name] != sha256:
             raise StorageUnavailable(f"{output_uri}{name} reads back as other bytes than were written.")
     lease.commit(written[own_manifest(lease.attempt)])
     storage.write(output_uri / MANIFEST_NAME, raw)  # for whoever looks into the bucket; jobs/mirror.py makes sure of it

@@ -184,7 +184,7 @@ class Lease:
             self._wake.clear()
             if self._closed.wait(EVENTS_TOGETHER_S):  # what comes at once is told at once
                 return
-            self._end_if_hung()
+            self._end_if_deaf()
             try:
                 self._report()
                 outage.over()
@@ -204,16 +204,20 @@ class Lease:
             for _ in range(min(len(happened), len(self._events))):
                 self._events.popleft()
 
-    def _end_if_hung(self) -> None:
-        """End this process when the attempt itself, not its trainer, has stood still for twice what a trainer may."""
+    def _end_if_deaf(self) -> None:
+        """End this process when the attempt itself, not its trainer, stands still: for twice what a trainer may, and
+        when the job was cancelled, for the grace period.
+        """
         still_s = time.monotonic() - self._checked_s
-        if still_s > 2 * self._settings.hang_s:
-            message = f"The attempt stood still for {still_s:.0f} s while {self._progress.phase}."
-            log.critical("%s Ending its process.", message)
-            try:
-                self._store.give_back(self.job_id, self.attempt, Failure(reason=FailureReason.HUNG, message=message))
-            finally:
-                os._exit(os.EX_SOFTWARE)
+        if still_s <= (self._settings.grace_s if self._cancelled else 2 * self._settings.hang_s):
+            return
+        message = f"The attempt stood still for {still_s:.0f} s while {self._progress.phase}."
+        log.critical("%s Ending its process.", message)
+        failure = None if self._cancelled else Failure(reason=FailureReason.HUNG, message=message)
+        try:
+            self._store.give_back(self.job_id, self.attempt, failure)
+        finally:
+            os._exit(os.EX_SOFTWARE)
 
 
 def _until_redis_answers(call: Callable[[], T]) -> T:
