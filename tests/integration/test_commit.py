@@ -9,19 +9,21 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from jobs.errors import ObjectNotFound
+from jobs.leftovers import Sweeper
 from jobs.manifest import MANIFEST_NAME, Manifest, own_manifest, read_committed
 from jobs.record import JobRecord
 from jobs.status import Status
 from jobs.uri import S3Uri
 from tests.integration.conftest import worker_env
 from tests.integration.test_main_job import ended, wait_for
+from worker.checkpoints import find_checkpoints
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 ATTEMPT = """
 import os, signal, sys
 from jobs.storage import Storage
-from worker.attempt import run_attempt
+from worker import attempt
 
 when, name = sys.argv[1:]
 write = Storage.write
@@ -34,13 +36,15 @@ def stopping(self, uri, data):
         os.kill(os.getpid(), signal.SIGSTOP)
 
 Storage.write = stopping
-run_attempt()
+if when == "at its end":
+    attempt._forget_checkpoints = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)
+attempt.run_attempt()
 """
 
 
 @pytest.fixture
 def settings(make_settings):
-    return make_settings(lease_s=1.0, reap_every_s=0.2, retry_wait_s=0.1)
+    return make_settings(lease_s=5.0, reap_every_s=0.2, retry_wait_s=0.1)
 
 
 @pytest.fixture
@@ -48,17 +52,17 @@ def reaper(settings) -> Iterator[None]:
     process = subprocess.Popen([sys.executable, "-m", "api.reaper"], env=worker_env(settings))
     yield
     process.terminate()
-    process.wait(10)
+    process.wait(60)
 
 
 @pytest.fixture
 def job(submit, bucket, make_spec) -> JobRecord:
-    return submit(make_spec(dataset={"uri": bucket("commit", count=2)}))
+    return submit(make_spec(dataset={"uri": bucket("commit", count=2)}, checkpoints={"every_n_steps": 2}))
 
 
 @pytest.fixture
 def attempt(settings) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Runs an attempt as its horse does; stopped before or after it writes an object, if one is named."""
+    """Runs an attempt as its horse does; stopped before or after it writes a named object, or at its end."""
     started: list[subprocess.Popen] = []
 
     def start(when: str = "never", name: str = "") -> subprocess.Popen:
@@ -89,15 +93,15 @@ def published(storage) -> Callable[[JobRecord], bytes | None]:
 
 def go_on(process: subprocess.Popen) -> None:
     process.send_signal(signal.SIGCONT)
-    assert process.wait(60) == 0
+    assert process.wait(240) == 0
 
 
 def test_an_attempt_that_wakes_before_its_commit_leaves_the_next_one_s_alone(
     store, storage, reaper, job, attempt, published
 ):
     stalled = attempt("after", own_manifest(1))
-    wait_for(store, job.id, lambda record: record.status is Status.QUEUED and record.not_before is None, 30)
-    assert attempt().wait(120) == 0
+    wait_for(store, job.id, lambda record: record.status is Status.QUEUED and record.not_before is None, 120)
+    assert attempt().wait(240) == 0
     record, manifest = store.get(job.id), published(job)
     assert (record.status, record.commit.attempt) == (Status.SUCCEEDED, 2)
 
@@ -114,8 +118,8 @@ def test_an_attempt_that_stalls_behind_its_commit_has_succeeded(
 ):
     stalled = attempt("before", f"{job.id}/{MANIFEST_NAME}")
     assert published(job) is None
-    record = wait_for(store, job.id, ended, 30)
-    wait_for(store, job.id, lambda _: published(job) is not None, 30)  # the mirror publishes it
+    record = wait_for(store, job.id, ended, 120)
+    wait_for(store, job.id, lambda _: published(job) is not None, 120)  # the mirror publishes it
     assert (record.status, record.commit.attempt, len(record.attempts)) == (Status.SUCCEEDED, 1, 1)
     assert published(job) == read_committed(storage, record)
 
@@ -132,3 +136,15 @@ def test_a_cancel_that_comes_before_the_commit_is_obeyed(store, job, attempt, pu
 
     assert store.get(job.id).status is Status.CANCELLED
     assert published(job) is None
+
+
+def test_checkpoints_that_a_worker_left_when_it_was_killed_at_its_end_are_swept(store, storage, job, attempt):
+    folder = S3Uri.parse(job.output_uri)
+    attempt("at its end").kill()
+    assert store.get(job.id).status is Status.SUCCEEDED
+    assert find_checkpoints(storage, folder)
+
+    assert Sweeper(store.redis, storage, keep_s=86_400, settles_s=0).sweep() == 1
+
+    assert [each for each in storage.list(folder / "attempts/") if "checkpoints" in each.uri.key] == []
+    read_committed(storage, store.get(job.id))

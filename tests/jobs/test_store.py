@@ -52,6 +52,15 @@ def test_an_idempotency_key_gives_one_job_and_refuses_another_body(store, make_s
         store.submit(JobRecord.create("me", make_spec(name="another")), "key")
 
 
+def test_an_idempotency_key_is_kept_for_seven_days(store, make_spec):
+    job = store.submit(JobRecord.create("me", make_spec()), "key")
+    store.claim(job.id, "worker")
+    store.move(job.id, 1, Status.FAILED)  # its end changes nothing of that
+
+    (key,) = store.redis.keys("loraq:idempotency:*")
+    assert 7 * 86_400 - 60 < store.redis.ttl(key) <= 7 * 86_400
+
+
 def test_of_many_deliveries_one_claims(store, make_spec):
     job = store.submit(JobRecord.create("me", make_spec()))
     gate = threading.Barrier(8)
