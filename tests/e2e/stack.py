@@ -28,7 +28,7 @@ class DockerStack:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files = FILES  # below the repository; more may be added
+        self.files: tuple[str, ...] = FILES  # below the repository; more may be added
         self.name = f"loraq-e2e-{secrets.token_hex(4)}"
         self.secrets = {name: make() for name, make in SECRETS.items()}
         api, store = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
