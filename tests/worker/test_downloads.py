@@ -1,17 +1,21 @@
 """Downloads: whole or not at all, taken from the cache, and gone when room is needed, but never in use."""
 
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jobs.errors import StorageUnavailable
+from jobs.errors import DiskFull, StorageUnavailable
 from jobs.uri import S3Uri
+from worker import disk
 from worker.archives import ArchiveInvalid
 from worker.downloads import Downloads
 
 pytestmark = pytest.mark.integration
 
 ROOT = S3Uri.parse("s3://datasets/downloads/")
+
+DiskUsage = namedtuple("DiskUsage", "total used free")
 
 
 @pytest.fixture
@@ -65,6 +69,21 @@ def test_a_broken_download_leaves_no_entry_and_goes_on_where_it_stopped(tmp_path
         moved: list[int] = []
         downloads.fetch(objects, ROOT, moved.append)
         assert sum(moved) == 100  # the first file was whole already
+
+
+def test_what_the_disk_cannot_take_is_refused_before_a_byte_is_asked_for(tmp_path, storage, put, monkeypatch):
+    objects = [put("full/one.txt", b"1" * 1000)]
+    moved: list[int] = []
+    # As much room as the file needs, less one byte.
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: DiskUsage(0, 0, disk.SPARE_BYTES + 999))
+    with Downloads(tmp_path, storage, 1 << 20) as downloads:
+        with pytest.raises(DiskFull, match="LORAQ_DATA_DIR"):
+            downloads.fetch(objects, ROOT, moved.append)
+        assert moved == []
+
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: DiskUsage(0, 0, disk.SPARE_BYTES + 1000))
+        downloads.fetch(objects, ROOT, moved.append)
+    assert sum(moved) == 1000
 
 
 def test_old_entries_give_way_and_those_in_use_do_not(tmp_path, storage, put):
