@@ -7,6 +7,7 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ class DockerStack:
             "LORAQ_S3_BIND": store,
             "LORAQ_S3_PUBLIC_ENDPOINT_URL": f"http://{store}",
             "LORAQ_VERSION": VERSION,
+            "LORAQ_HERE": str(folder),
+            "LORAQ_UID": str(os.getuid()),
+            "LORAQ_GID": str(os.getgid()),
             "LORAQ_HEARTBEAT_S": "1",
             "LORAQ_LEASE_S": "8",
             "LORAQ_REAP_EVERY_S": "1",
@@ -45,6 +49,7 @@ class DockerStack:
         }
         written = self.secrets | {"LORAQ_BASE_MODELS": "", "LORAQ_API_URL": self.url}
         text = filled((ROOT / ".env.example").read_text(), written)
+        text = re.sub(rf"^({'|'.join(others)})=.*\n", "", text, flags=re.MULTILINE)
         lines = "".join(f"{name}={value}\n" for name, value in others.items())
         (folder / ".env").write_text(text + lines)
         names = re.compile(r"LORAQ_|COMPOSE_|DOCKER_BUILDKIT")
@@ -52,9 +57,16 @@ class DockerStack:
 
     def compose(self, *arguments: str, stdin: bytes | None = None) -> str:
         """Run `docker compose`, and give what it says on standard output."""
+        return self._run(self._compose(*arguments), stdin)
+
+    def try_compose(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        """Run `docker compose`, which may fail."""
+        return subprocess.run(self._compose(*arguments), env=self._env, capture_output=True, cwd=ROOT)
+
+    def _compose(self, *arguments: str) -> list[str]:
         files = [f"-f{ROOT / file}" for file in self.files]
         command = ["docker", "compose", "--project-directory", str(ROOT), "--env-file", str(self.folder / ".env")]
-        return self._run([*command, "-p", self.name, *files, *arguments], stdin)
+        return [*command, "-p", self.name, *files, *arguments]
 
     def docker(self, *arguments: str) -> str:
         """Run `docker`."""
@@ -82,6 +94,13 @@ class DockerStack:
         """What Docker knows of containers or images."""
         return json.loads(self.docker("inspect", *ids))
 
+    def from_inside(self, url: str) -> str:
+        """What a container of the network `inside` gets from an address."""
+        program = (
+            "import sys, urllib.request as r; sys.stdout.write(r.urlopen(sys.argv[1], timeout=10).read().decode())"
+        )
+        return self.compose("exec", "-T", "api", "python", "-c", program, url)
+
     def until_step(self, job: str, step: int) -> None:
         """Wait until the newest attempt at a job has trained `step` steps."""
         with self.client() as loraq:
@@ -98,6 +117,18 @@ class DockerStack:
                 assert time.monotonic() < deadline, found
                 time.sleep(0.5)
         return found
+
+    def found_in_layers(self, image: str, values: Iterable[str]) -> list[str]:
+        """Which of `values` stand in the bytes of an image: its configuration and every file of every layer."""
+        wanted = [value.encode() for value in values]
+        found, tail = set[bytes](), b""
+        with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE, env=self._env) as saved:
+            assert saved.stdout is not None
+            while chunk := saved.stdout.read(4 << 20):
+                found |= {value for value in wanted if value in tail + chunk}
+                tail = chunk[-256:]
+        assert saved.returncode == 0, image
+        return sorted(value.decode() for value in found)
 
     def _run(self, command: list[str], stdin: bytes | None, env: dict[str, str] | None = None) -> str:
         done = subprocess.run(command, input=stdin, env=self._env | (env or {}), capture_output=True, cwd=ROOT)

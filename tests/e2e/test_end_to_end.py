@@ -6,10 +6,13 @@ scripts/e2e runs it, because building two images takes minutes. Tests share one 
 import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.numpy
@@ -54,7 +57,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, figures: dict[str, float]) -
         yield stack
     finally:
         print(stack.compose("logs", "--no-color", "--tail", "30", "worker", "setup"))
-        stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "20")
+        stack.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "20")
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +120,14 @@ def test_everything_is_healthy(stack: DockerStack) -> None:
         for each in stack.inspect(*stack.containers())
     }
 
+    users = {
+        service: stack.compose("exec", "-T", service, "id", "-u").strip()
+        for service in ("api", "worker", "reaper", "redis")
+    }
+
     assert health == dict.fromkeys(("redis", "store", "api", "reaper", "worker"), "healthy")
+    assert (users["api"], users["worker"], users["reaper"]) == ("54321", "54322", "10001")
+    assert users["redis"] != "0"
 
 
 def test_the_api_s_image_is_small_and_both_say_what_they_are(stack: DockerStack, figures: dict[str, float]) -> None:
@@ -137,6 +147,19 @@ def test_a_submission_from_outside_is_trained_and_collected(stack: DockerStack, 
 
     assert (ended.status, len(ended.attempts)) == (Status.SUCCEEDED, 1)
     assert_same(stack, job, undisturbed)
+
+
+def test_the_last_command_of_the_readme_leaves_a_lora_in_this_folder(
+    stack: DockerStack, spec: Path, undisturbed
+) -> None:
+    shutil.copytree(ROOT / "jobs/examples/photos", stack.folder / "photos")
+    (line,) = re.findall(
+        r"^    docker compose (run --rm loraq submit .*)$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    command = line.replace("jobs/examples/ginger-cat.yaml", spec.name).replace("PHOTOS", "photos")
+    stack.compose(*command.replace("run", "run -T", 1).split())
+
+    assert weights(stack.folder / command.split()[-1]) == undisturbed
 
 
 def test_stopped_in_the_middle_it_goes_on_after_up(stack: DockerStack, submit, undisturbed) -> None:
@@ -177,6 +200,57 @@ def test_two_workers_train_at_once(stack: DockerStack, submit, undisturbed) -> N
         assert_same(stack, job, undisturbed)
 
 
+def test_the_figures_of_api_and_worker_are_read_inside_and_nowhere_else(stack: DockerStack, undisturbed) -> None:
+    api = stack.from_inside("http://api:9464/metrics")
+    worker = stack.from_inside("http://worker:9464/metrics")
+    published = {
+        port for each in stack.inspect(*stack.containers()) for port in each["HostConfig"]["PortBindings"] or {}
+    }
+
+    assert re.search(r'^loraq_attempts_total{outcome="succeeded",reason=""} [1-9]', api, re.MULTILINE)
+    assert re.search(r"^loraq_worker_info{.*} 1.0$", worker, re.MULTILINE)
+    assert published == {"8000/tcp", "8333/tcp"}
+    for value in stack.secrets.values():
+        assert value not in api + worker
+
+
+def test_prometheus_reads_them_by_the_configuration_that_the_profile_brings(stack: DockerStack, undisturbed) -> None:
+    stack.compose("--profile", "monitoring", "up", "-d", "--build", "--wait", "--wait-timeout", "120", "prometheus")
+
+    def ask(path: str) -> dict[str, Any]:
+        return json.loads(stack.from_inside(f"http://prometheus:9090/api/v1/{path}"))["data"]
+
+    deadline = time.monotonic() + 120
+    targets = ask("targets")["activeTargets"]
+    while {each["labels"]["job"] for each in targets if each["health"] == "up"} < {"api", "worker"}:
+        assert time.monotonic() < deadline, targets
+        time.sleep(1)
+        targets = ask("targets")["activeTargets"]
+    rules = [rule for group in ask("rules")["groups"] for rule in group["rules"]]
+    alerts = yaml.safe_load((ROOT / "docker/prometheus/alerts.yml").read_text())
+    (ended,) = ask("query?query=sum(loraq_jobs_ended_total)")["result"]
+
+    assert [rule["name"] for rule in rules] == [rule["alert"] for each in alerts["groups"] for rule in each["rules"]]
+    assert float(ended["value"][1]) >= 1
+
+
+def test_logs_are_json_and_a_worker_s_name_job_and_attempt(stack: DockerStack, submit) -> None:
+    job = submit()
+    stack.until_ended(job)
+    lines = {
+        service: [json.loads(line) for line in stack.compose("logs", "--no-log-prefix", service).splitlines()]
+        for service in ("api", "reaper", "worker")
+    }
+
+    for service, found in lines.items():
+        assert found, service
+        assert all({"at", "level", "logger", "message"} <= line.keys() for line in found), service
+    assert any(line.get("job_id") == job for line in lines["api"])
+    of_job = [line for line in lines["worker"] if job in line["message"]]
+    assert of_job
+    assert {(line["job_id"], line["attempt"]) for line in of_job} == {(job, 1)}
+
+
 def test_no_secret_shows_in_arguments_or_images(stack: DockerStack) -> None:
     values = list(stack.secrets.values())
     running = stack.inspect(*stack.containers())
@@ -188,6 +262,8 @@ def test_no_secret_shows_in_arguments_or_images(stack: DockerStack) -> None:
 
     assert [value for value in values if value in arguments + processes + layers] == []
     for image in images:
+        there = "org.opencontainers.image.licenses"  # so that it shows that the search finds what is there
+        assert stack.found_in_layers(image, [there, *values]) == [there]
         found = stack.docker(
             "run", "--rm", "--network", "none", image, "find", "/opt", "/data", "/tmp", "-name", ".env*"
         )
@@ -208,4 +284,21 @@ def test_a_worker_without_the_gpu_that_it_is_to_use_says_so(stack: DockerStack) 
     ended = subprocess.run(command, capture_output=True, text=True)
 
     assert ended.returncode == 1
-    assert "No job can be taken here. LORAQ_DEVICE is cuda, and nvidia-smi shows no GPU." in ended.stderr
+    said = json.loads(ended.stderr.splitlines()[-1])["message"]
+    assert said.startswith("No job can be taken here. LORAQ_DEVICE is cuda, and the NVIDIA driver ")
+    assert "Give this machine, or this container, one" in said
+
+
+def test_a_worker_without_gpu_takes_no_job_and_says_why(stack: DockerStack, submit) -> None:
+    stack.compose("stop", "worker")
+    job = submit()
+    ended = stack.try_compose(
+        "run", "--rm", "-T", "-e", "LORAQ_DEVICE=auto", "worker", "python", "-m", "worker", "--once"
+    )
+    with stack.client() as loraq:
+        waiting = loraq.get(job)
+        loraq.cancel(job)
+
+    assert ended.returncode == os.EX_CONFIG
+    assert "This worker takes no job, because every job needs a GPU: the NVIDIA driver " in ended.stderr.decode()
+    assert (waiting.status, waiting.attempts) == (Status.QUEUED, ())
