@@ -17,7 +17,8 @@ from api.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 FILES = ("docker-compose.yml", "docker/compose.cpu.yml", "tests/e2e/compose.e2e.yml")
-VERSION = os.environ.get("LORAQ_E2E_VERSION", "e2e")  # another, where two of these run on one machine
+VERSION = f"e2e-{secrets.token_hex(4)}"
+"""The images' tag: of this run alone, for another on this engine would put its own under the same name."""
 
 
 class DockerStack:
@@ -93,6 +94,12 @@ class DockerStack:
     def inspect(self, *ids: str) -> list[dict[str, Any]]:
         """What Docker knows of containers or images."""
         return json.loads(self.docker("inspect", *ids))
+
+    def remove(self) -> None:
+        """Take down all of it, and the names of its images; their layers stay as build cache."""
+        self.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "20")
+        names = self.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", f"reference=*:{VERSION}")
+        self.docker("rmi", *names.split())
 
     def from_inside(self, url: str) -> str:
         """What a container of the network `inside` gets from an address."""

@@ -57,7 +57,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, figures: dict[str, float]) -
         yield stack
     finally:
         print(stack.compose("logs", "--no-color", "--tail", "30", "worker", "setup"))
-        stack.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "20")
+        stack.remove()
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerStack]:
         yield stack
     finally:
         print(stack.compose("logs", "--no-color", "--tail", "60"))
-        stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "20")
+        stack.remove()
 
 
 def up(stack: DockerStack) -> None:

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api.servers import free_port
 from jobs.record import JobRecord
+from jobs.spec import JobSpec
 from jobs.status import Status
 from tests.integration.conftest import worker_env
 from worker.metrics import Cards
@@ -25,6 +26,7 @@ from worker.metrics import Cards
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
+OWNER = "an-owner-nobody-may-see"
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
 Families = dict[str, Metric]
@@ -102,12 +104,15 @@ def api(settings) -> Iterator[tuple[int, int]]:
 
 
 def test_a_job_shows_in_the_figures_of_the_api_and_of_its_worker(
-    scraped, api, store, submit, worker, bucket, make_spec, tmp_path
+    scraped, api, store, worker, bucket, make_spec, tmp_path
 ):
+    def submit(spec: JobSpec) -> JobRecord:
+        return store.submit(JobRecord.create(OWNER, spec))
+
     port, metrics_port = api
     job = submit(make_spec(dataset={"uri": bucket("metrics", 2)}, training={"steps": 150}))
     hopeless = submit(make_spec(dataset={"uri": "s3://datasets/nothing-is-here/"}))
-    beyond = store.submit(JobRecord.create("an-owner-nobody-may-see", make_spec(memory={"budget_gib": 48})))
+    beyond = submit(make_spec(memory={"budget_gib": 48}))
     httpx.get(f"http://127.0.0.1:{port}/v1/jobs/{job.id}", trust_env=False)
     before = scrape(metrics_port)
     worker_port = free_port()
@@ -165,7 +170,7 @@ def test_the_figures_name_no_owner_no_job_and_no_secret(scraped, settings):
 
     assert "loraq_submissions_total 3.0" in scraped["text"]
     assert len(secrets) >= 2
-    for each in [*secrets, *private, "an-owner-nobody-may-see", "s3://", "redis://"]:
+    for each in [*secrets, *private, OWNER, "s3://", "redis://"]:
         assert each not in scraped["text"], each
 
 
