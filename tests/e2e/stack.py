@@ -91,6 +91,14 @@ class DockerStack:
         """Ids of those that run."""
         return self.compose("ps", "-q", *filter(None, [service])).split()
 
+    def logs(self, service: str) -> list[str]:
+        """Every line that a service's containers have logged."""
+        lines: list[str] = []
+        for each in self.containers(service):
+            said = subprocess.run(["docker", "logs", each], env=self._env, capture_output=True, check=True, text=True)
+            lines += [*said.stdout.splitlines(), *said.stderr.splitlines()]
+        return lines
+
     def inspect(self, *ids: str) -> list[dict[str, Any]]:
         """What Docker knows of containers or images."""
         return json.loads(self.docker("inspect", *ids))

@@ -237,10 +237,7 @@ def test_prometheus_reads_them_by_the_configuration_that_the_profile_brings(stac
 def test_logs_are_json_and_a_worker_s_name_job_and_attempt(stack: DockerStack, submit) -> None:
     job = submit()
     stack.until_ended(job)
-    lines = {
-        service: [json.loads(line) for line in stack.compose("logs", "--no-log-prefix", service).splitlines()]
-        for service in ("api", "reaper", "worker")
-    }
+    lines = {service: [json.loads(line) for line in stack.logs(service)] for service in ("api", "reaper", "worker")}
 
     for service, found in lines.items():
         assert found, service
