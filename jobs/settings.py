@@ -78,6 +78,14 @@ class Settings(BaseSettings):
     cache_max_gib: float = Field(
         default=50.0, gt=0, description="Worker: cached base models and datasets, before eviction."
     )
+    encodings_uri: str = Field(
+        default="s3://outputs/{owner}/.encodings/",
+        description="Worker: folder in a bucket, one for each {owner}, for latents and text embeddings, so that "
+        "another worker need not make them again. Empty: they are kept on the worker only.",
+    )
+    encodings_max_gib: float = Field(
+        default=20.0, gt=0, description="Worker: cached latents and text embeddings, before eviction."
+    )
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto",
         description="Worker: where the trainer runs; auto: on its GPUs, and without any it takes no job. cpu: it takes "
@@ -209,6 +217,15 @@ class Settings(BaseSettings):
                     f"{folder} is no folder in a bucket: write s3://bucket/folder/ or s3://bucket/{{owner}}/."
                 )
         return folders
+
+    @field_validator("encodings_uri")
+    @classmethod
+    def _is_each_owner_s_own(cls, folder: str) -> str:
+        if folder and (not _FOLDER.fullmatch(folder) or "/{owner}" not in folder):
+            raise ValueError(
+                f"{folder} is no folder in a bucket for each owner: write s3://bucket/{{owner}}/encodings/, or nothing."
+            )
+        return folder
 
     @model_validator(mode="after")
     def _lease_outlasts_heartbeats(self) -> Self:

@@ -36,6 +36,8 @@ from worker.checkpoints import (
 )
 from worker.config import Places, trainer_config
 from worker.downloads import Downloads
+from worker.encodings import Encodings
+from worker.eviction import make_room
 from worker.inputs import InputMissing, Inputs
 from worker.lease import UPLOAD_SHARE_OF_GRACE, Cancelled, Lease, LeaseLost, Preempted, TimedOut
 from worker.loop.config_json import write_config
@@ -48,6 +50,9 @@ log = logging.getLogger(__name__)
 COUNT_EVENT_S = 1.0
 """At most one event a second for steps and encoded pictures: a progress bar needs no more. metrics.jsonl has all."""
 
+
+ENCODINGS_PATIENCE_S = 15.0
+"""How long a job waits at its end for encodings that are still being uploaded: most often all are there long before."""
 
 STOP_SHARE_OF_GRACE = 0.5
 """How much of the grace period the trainer may take to finish its step; the rest is for the upload."""
@@ -112,16 +117,31 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
             base_model=inputs.base_model(record.spec.base_model, lease.check),
             init_from=inputs.adapter(record.spec.lora.init_from, lease.check) if record.spec.lora.init_from else None,
             output=output,
-            cache=data_dir / "cache",
+            cache=data_dir / "cache" / record.owner,
         )
+        encodings = Encodings(places.cache, storage, _encodings_uri(record, settings), scratch / "answer")
+        encodings_max_bytes = int(settings.encodings_max_gib * 2**30)
+        make_room(data_dir / "cache", encodings_max_bytes)  # what attempts that were killed have left
         resume_from, samples = _newest_checkpoint(record, storage, scratch, lease)
         lease.check()
-        config = replace(trainer_config(record.spec, places, settings), resume_from=resume_from and str(resume_from))
+        config = replace(
+            trainer_config(record.spec, places, settings),
+            resume_from=resume_from and str(resume_from),
+            cache_answer=str(encodings.answer),
+        )
         write_config(config, scratch / "config.json")
         keep = record.spec.checkpoints.keep
         with CheckpointUploads(storage, output_uri, lease, output, scratch, keep, samples) as uploads:
             try:
-                _train(scratch / "config.json", spread(record.spec.gpus, settings), output, lease, settings, uploads)
+                _train(
+                    scratch / "config.json",
+                    spread(record.spec.gpus, settings),
+                    output,
+                    lease,
+                    settings,
+                    uploads,
+                    encodings,
+                )
             except Exception:
                 _save_log(output, output_uri / attempt_folder(lease.attempt), storage)
                 raise
@@ -130,7 +150,17 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
             telemetry.tell("phase", name="uploading")
             while not uploads.finish(timeout_s=0.5):
                 lease.check()
+            encodings.finish(timeout_s=ENCODINGS_PATIENCE_S)
+            make_room(data_dir / "cache", encodings_max_bytes)
+            lease.check()
         _commit(record, output, output_uri, lease, storage, uploads.samples)
+
+
+def _encodings_uri(record: JobRecord, settings: Settings) -> S3Uri | None:
+    """Where the owner's encodings lie, and nobody else's."""
+    if not settings.encodings_uri:
+        return None
+    return S3Uri.parse(settings.encodings_uri.replace("{owner}", record.owner)).folder()
 
 
 def _newest_checkpoint(
@@ -161,18 +191,24 @@ def _newest_checkpoint(
 
 
 def _train(
-    config: Path, ranks: Spread, output: Path, lease: Lease, settings: Settings, uploads: CheckpointUploads
+    config: Path,
+    ranks: Spread,
+    output: Path,
+    lease: Lease,
+    settings: Settings,
+    uploads: CheckpointUploads,
+    encodings: Encodings,
 ) -> None:
     """Run the trainer to its end, passing its facts on. Raises TrainerFailed, or the Ending that came."""
     with TrainerProcess(config, output / "train.log", settings.cpu_threads, ranks) as trainer:
         lease.update(phase="starting")
-        reporter = _Reporter(lease, uploads)
+        reporter = _Reporter(lease, uploads, encodings)
         heard_s = time.monotonic()
         try:
             for fact in trainer.facts(every_s=0.5):
                 if fact is not None:
-                    heard_s = time.monotonic()
                     reporter.tell(fact)
+                    heard_s = time.monotonic()
                 elif time.monotonic() - heard_s > settings.hang_s:
                     raise trainer.hung(settings.hang_s)
                 lease.check()
@@ -191,9 +227,10 @@ def _train(
 class _Reporter:
     """Turns the trainer's facts into progress, events and the change from preparing to training."""
 
-    def __init__(self, lease: Lease, uploads: CheckpointUploads) -> None:
+    def __init__(self, lease: Lease, uploads: CheckpointUploads, encodings: Encodings) -> None:
         self._lease = lease
         self._uploads = uploads
+        self._encodings = encodings
         self._next_count_event_s = 0.0
 
     def tell(self, fact: Fact) -> None:
@@ -202,6 +239,8 @@ class _Reporter:
         match fact["fact"]:
             case "phase":
                 self._lease.update(phase=data["name"])
+                if data["name"] == "loading":
+                    self._encodings.upload()
                 if data["name"] == "training":
                     self._lease.move(Status.TRAINING)
                 self._lease.event("phase", data)
@@ -216,6 +255,8 @@ class _Reporter:
                 )
                 telemetry.tell("step", **data)
                 self._count("step", data, last=data["step"] == data["steps"])
+            case "missing":
+                self._encodings.fetch(data["files"], self._lease.check)
             case "encoded":
                 self._count("encoded", data, last=data["done"] == data["total"])
             case "checkpoint":

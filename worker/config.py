@@ -32,7 +32,7 @@ class Places:
     regularisation: Path | None  # another
     init_from: Path | None  # .safetensors file of an adapter
     output: Path  # folder that the trainer fills
-    cache: Path  # latents and text embeddings, shared by all jobs of this worker
+    cache: Path  # latents and text embeddings, shared by all jobs of the owner on this worker
 
 
 def trainer_config(spec: JobSpec, places: Places, settings: Settings) -> TrainerConfig:

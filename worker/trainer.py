@@ -16,7 +16,8 @@ error.
     {"fact": "phase", "name": "reading" | "encoding" | "loading" | "training" | "exporting"}
     {"fact": "dataset", "pictures": 8, "bucket_sizes": {"512x512": 5, ...}, "captions": [first five], ...}
     {"fact": "warning", "message": "..."}                     clamped, enlarged or skipped; training goes on
-    {"fact": "encoded", "done": 3, "total": 16}               pictures, captions and prompts, from the cache or anew
+    {"fact": "missing", "files": ["latents/3f/3f0a....safetensors", ...]}     of the cache, if there is a cache_answer
+    {"fact": "encoded", "done": 3, "total": 16, "anew": 1}    pictures, captions and prompts; those not in the cache
     {"fact": "step", "step": 1, "steps": 100, "loss": 0.12, "lr": 1e-4, "seconds": 0.3, "peak_bytes": 5573000000 | null}
     {"fact": "validation", "step": 50, "validation_loss": 0.13, "by_timestep": {"62": 0.3, ...}, "weights": "last"}
     {"fact": "sample", "step": 50, "path": "samples/step-000050-0.png"}

@@ -1,5 +1,6 @@
 """Pictures and captions are encoded once; a cached result is used exactly when everything it rests on is the same."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,27 @@ def test_a_damaged_cache_file_is_made_anew(pictures: list[Shot], tmp_path: Path,
     files[1].write_bytes(b"")
     again = latents_of(pictures, tmp_path, tiny_base)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_cache_file_of_other_bits_or_under_another_name_is_made_anew(
+    pictures: list[Shot], tmp_path: Path, tiny_base: BaseModel
+) -> None:
+    first = latents_of(pictures, tmp_path, tiny_base)
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    content = [bytearray(file.read_bytes()) for file in files]
+    content[0][-8] ^= 1  # the lowest bits of a number: still finite
+    for file, other in zip(files, (content[0], content[2], content[2]), strict=True):
+        file.write_bytes(other)
+    again = latents_of(pictures, tmp_path, tiny_base)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_cache_file_has_the_time_of_its_last_use(pictures: list[Shot], tmp_path: Path, tiny_base: BaseModel) -> None:
+    latents_of(pictures[:2], tmp_path, tiny_base)
+    for file in tmp_path.rglob("*.safetensors"):
+        os.utime(file, (1.0, 1.0))
+    latents_of(pictures[:1], tmp_path, tiny_base)
+    assert sorted(file.stat().st_mtime > 1 for file in tmp_path.rglob("*.safetensors")) == [False, True]
 
 
 def test_everything_that_latents_rest_on_is_in_their_key(

@@ -304,6 +304,36 @@ def test_captions_beyond_77_tokens_are_refused_cut_or_encoded_in_chunks(
     assert len(of_kind(facts, "sample")) == 1
 
 
+def test_what_the_cache_lacks_is_asked_for_and_what_was_brought_is_not_encoded(
+    make_config: Callable[..., TrainerConfig], tmp_path: Path
+) -> None:
+    full = make_config(1, cache=str(tmp_path / "full"))
+    run(full)
+    answer = tmp_path / "answer"
+    asking = make_config(1, cache=str(tmp_path / "empty"), cache_answer=str(answer))
+    facts: Facts = []
+
+    def emit(fact: str, **fields: Any) -> None:
+        facts.append({"fact": fact, **fields})
+        if fact == "missing":
+            for name in fields["files"][:-1]:
+                target = tmp_path / "empty" / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes((tmp_path / "full" / name).read_bytes())
+            answer.touch()
+
+    Training(asking, emit, lambda: False).run()
+
+    (missing,) = of_kind(facts, "missing")
+    encoded = of_kind(facts, "encoded")
+    assert len(missing["files"]) == len(encoded) == 17  # eight pictures, eight captions and the empty one
+    assert [fact["anew"] for fact in encoded] == [0] * 16 + [1]
+    assert of_kind(run(asking), "missing") == []  # there is nothing to ask for
+    answer.unlink()
+    with pytest.raises(Stopped):
+        run(dataclasses.replace(asking, cache=str(tmp_path / "another")), stop_after=0)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_the_same_job_on_a_gpu(make_config: Callable[..., TrainerConfig]) -> None:

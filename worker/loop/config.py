@@ -167,6 +167,9 @@ class TrainerConfig:
 
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
 
+    cache_answer: str | None = None
+    """A file: the trainer tells which files the cache lacks and waits until this one is there; None: does neither."""
+
     resume_from: str | None = None
     """A folder `step-NNNNNN` to go on from, exactly; None starts anew."""
 

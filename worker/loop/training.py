@@ -1,6 +1,7 @@
 """One training from its configuration to its files, phase by phase. Says how it goes through `emit`."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from worker.data.buckets import Cut, bucket_sizes, cut_for
 from worker.data.cache import Cache
 from worker.data.caption_length import check_lengths
 from worker.data.dataset import Dataset, read_dataset
-from worker.data.encoding import TextEmbedding, encode_captions, encode_pictures
+from worker.data.encoding import TextEmbedding, caption_path, encode_captions, encode_pictures, latents_path
 from worker.data.examples import caption_orders, make_examples, make_held_out, shots_of, view_of
 from worker.data.held_out import hold_out
 from worker.data.report import dataset_report, in_short, write_report
@@ -39,6 +40,8 @@ from worker.model.vae import load_vae
 from worker.model.weights import BaseModel, load_unet, open_base_model
 
 log = logging.getLogger(__name__)
+
+_ANSWER_LOOK_S = 0.02
 
 Emit = Callable[..., None]  # emit("step", step=1, ...) reports one fact of the contract in worker.trainer
 Captions = dict[str, TextEmbedding]  # every caption and prompt, and the empty one
@@ -120,20 +123,27 @@ class Training:
         of_pictures = (*(text for each in orders for text in each), *(picture.caption for picture in dataset.held_out))
         texts = list(dict.fromkeys(["", *of_pictures, *self.config.samples.prompts]))
         shots = shots_of(dataset, cuts, options.flip)
+        self._ask_for(
+            cache,
+            [
+                *(caption_path(text, cache, base, self.dtype, options.caption_tokens) for text in texts),
+                *(latents_path(shot, cache, base, self.dtype) for shot in shots),
+            ],
+        )
         total = len(texts) + len(shots)
         if self.ranks.size > 1:
             work = Work(cache, base, texts, options.caption_tokens, shots, self.device, self.dtype)
-            if fill_cache(work, self.ranks, lambda done: self._tell_encoded(done, total), self.stop_requested):
+            if fill_cache(work, self.ranks, lambda n: self._tell_encoded(n, total, cache.made), self.stop_requested):
                 raise Stopped
         captions: Captions = {}
         embeddings = encode_captions(texts, cache, base, self.device, self.dtype, options.caption_tokens)
         for text, embedding in zip(texts, embeddings, strict=True):
             captions[text] = embedding
-            self._encoded(len(captions), total)
+            self._encoded(len(captions), total, cache.made)
         views: list[View] = []
         for shot, latents in zip(shots, encode_pictures(shots, cache, base, self.device, self.dtype), strict=True):
             views.append(view_of(shot, latents, options))
-            self._encoded(len(texts) + len(views), total)
+            self._encoded(len(texts) + len(views), total, cache.made)
         examples = make_examples(dataset, views, orders, captions)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what the encoders left, for the U-Net
@@ -158,14 +168,31 @@ class Training:
         options = self.config.validation
         return options and Validation(examples, digests, options.every_n_steps, self.config.train.loss)
 
-    def _encoded(self, done: int, total: int) -> None:
+    def _ask_for(self, cache: Cache, paths: Sequence[Path]) -> None:
+        """Tell which files the cache lacks, and wait until somebody has brought what there is of them elsewhere.
+
+        The first rank does so, and the others wait for it: what it says is heard, and it says nothing if all is there.
+        """
+        if self.config.cache_answer is None:
+            return
+        missing = [path.relative_to(cache.folder).as_posix() for path in paths if not path.exists()]
+        if missing and self.ranks.first:
+            self.emit("missing", files=missing)
+            while not (Path(self.config.cache_answer).exists() or self.stop_requested()):
+                time.sleep(_ANSWER_LOOK_S)
+        if self.ranks.size > 1:
+            self.ranks.meet("cache", meanwhile=lambda: None)
+        elif self.stop_requested():
+            raise Stopped
+
+    def _encoded(self, done: int, total: int, anew: int) -> None:
         if self.ranks.size == 1:  # several have told of it before, and have heard a stop together
-            self._tell_encoded(done, total)
+            self._tell_encoded(done, total, anew)
             if self.stop_requested():
                 raise Stopped
 
-    def _tell_encoded(self, done: int, total: int) -> None:
-        self.emit("encoded", done=done, total=total)
+    def _tell_encoded(self, done: int, total: int, anew: int) -> None:
+        self.emit("encoded", done=done, total=total, anew=anew)
 
     def _load(self, base: BaseModel) -> tuple[UNet, LoRA]:
         """Base to the device and frozen, then the adapter on it; only then is anything asked what is trainable."""
