@@ -1,5 +1,7 @@
 """Records are copied to the bucket, and come back from there when Redis has lost everything."""
 
+import hashlib
+
 import pytest
 from typer.testing import CliRunner
 
@@ -155,3 +157,18 @@ def test_the_command_says_what_it_did_and_writes_it_down(store, storage, setting
     assert "1 recovered, 0 known, 0 unreadable." in done.output
     assert job.id in logged.output
     assert store.get(job.id).status is Status.QUEUED
+
+
+def test_a_published_manifest_that_is_not_the_committed_one_is_put_right(store, storage, mirror, submit):
+    job = submit()
+    folder = S3Uri.parse(job.output_uri)
+    store.claim(job.id, "worker")
+    for status in (Status.TRAINING, Status.UPLOADING):
+        store.move(job.id, 1, status)
+    storage.write(folder / own_manifest(1), b"committed")
+    store.commit(job.id, 1, hashlib.sha256(b"committed").hexdigest())
+    storage.write(folder / MANIFEST_NAME, b"another")
+
+    mirror.save()
+
+    assert storage.read(folder / MANIFEST_NAME) == b"committed"
