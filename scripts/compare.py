@@ -9,13 +9,8 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
-from safetensors import safe_open
-from safetensors.torch import load_file
 
-from worker.lora.config import LoRAConfig
-from worker.lora.inject import inject
-from worker.lora.names import kohya_name
-from worker.model.unet import UNet
+from worker.lora.merge import merge_into
 from worker.model.weights import load_unet, open_base_model
 
 
@@ -36,7 +31,7 @@ def main(base_path: str, lora_path: str) -> int:
     }
     with torch.no_grad():
         untouched = ours(**inputs)
-        put_on(ours, lora_path)
+        merge_into(ours, Path(lora_path))
         trained = ours(**inputs)
         state, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(lora_path, unet_config=theirs.config)
         StableDiffusionXLLoraLoaderMixin.load_lora_into_unet(state, network_alphas=alphas, unet=theirs)
@@ -49,20 +44,6 @@ def main(base_path: str, lora_path: str) -> int:
         f"The LoRA moves the prediction by up to {effect:.3f}; loraq and diffusers differ by at most {difference:.1e}."
     )
     return 0 if difference < 1e-4 < effect else 1
-
-
-def put_on(unet: UNet, lora_path: str) -> None:
-    """Give our U-Net the adapter of a kohya file that loraq wrote."""
-    with safe_open(lora_path, "pt") as file:
-        header = file.metadata()
-    tensors = load_file(lora_path)
-    attention_names = {name.partition(".")[0].rpartition("_to_")[2] for name in tensors if "_to_" in name}
-    has_feed_forward = any("_ff_net_" in name for name in tensors)
-    targets = "transformer" if has_feed_forward else "attention" if "out_0" in attention_names else "qkv"
-    lora = inject(unet, LoRAConfig(int(header["ss_network_dim"]), float(header["ss_network_alpha"]), targets), seed=0)
-    for path, layer in lora.modules.items():
-        layer.lora_A.copy_(tensors[f"{kohya_name(path)}.lora_down.weight"])
-        layer.lora_B.copy_(tensors[f"{kohya_name(path)}.lora_up.weight"])
 
 
 if __name__ == "__main__":

@@ -82,6 +82,25 @@ def merge(base_file: Path, lora_file: Path, out: Path, strength: float = 1.0) ->
     return len(updates)
 
 
+@torch.no_grad()
+def merge_into(unet: UNet, lora_file: Path, strength: float = 1.0) -> int:
+    """Add the adapter in `lora_file` to the weights of `unet`, in place; return how many layers changed.
+
+    Raises:
+        LoRAInvalid: it adapts other modules than the U-Net's.
+    """
+    layers = {path: module for path, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    updates, left = by_path(read_adapter(lora_file), layers)
+    if left:
+        raise LoRAInvalid(
+            f"{lora_file.name} adapts {len(left)} modules that are not the U-Net's, as {next(iter(left))}."
+        )
+    for path, update in updates.items():
+        weight = layers[path].weight
+        weight.copy_(merged_weight(weight.float(), update, strength))
+    return len(updates)
+
+
 def merged_weight(weight: Tensor, update: StoredUpdate, strength: float) -> Tensor:
     """weight + strength * (adapted weight - weight), in the weight's shape [out, ...], float32.
 
