@@ -16,6 +16,7 @@ from api.local_dataset import NotADataset
 from api.schemas import MAX_DATASET_FILES, Artifact
 from api.transfers import fetch_file
 from jobs.errors import ObjectNotFound
+from jobs.manifest import own_manifest
 from jobs.record import JobRecord
 from jobs.spec import JobSpec
 from jobs.status import Status
@@ -183,6 +184,17 @@ def test_a_file_that_is_not_what_was_committed_never_appears(
     with pytest.raises(TransferFailed, match="SHA-256"):
         loraq.pull(job_id, tmp_path / "out")
     assert not (tmp_path / "out" / "lora.safetensors").exists()
+
+
+def test_a_manifest_that_somebody_has_changed_since_is_not_believed(
+    loraq: Loraq, make_spec: MakeSpec, end_job: EndJob, storage: Storage
+) -> None:
+    job_id = loraq.submit(make_spec()).id
+    record = end_job(job_id)
+    uri = S3Uri.parse(record.output_uri) / own_manifest(1)
+    storage.write(uri, storage.read(uri).replace(b"attempts/1/", b"attempts/2/"))
+    with pytest.raises(ApiError, match="changed since"):
+        loraq.artifacts(job_id)
 
 
 @pytest.mark.parametrize("path", ["../outside", "/tmp/outside", "a/../../outside"])
