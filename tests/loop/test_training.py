@@ -12,7 +12,14 @@ import torch
 
 from worker.data.config import DatasetConfig, MasksConfig, RegularisationConfig, ShuffleConfig
 from worker.errors import BaseModelInvalid, LoRAInvalid, TrainerError
-from worker.loop.config import CheckpointsConfig, OptimizerConfig, SamplesConfig, ScheduleConfig, TrainerConfig
+from worker.loop.config import (
+    CheckpointsConfig,
+    LossConfig,
+    OptimizerConfig,
+    SamplesConfig,
+    ScheduleConfig,
+    TrainerConfig,
+)
 from worker.loop.optim import learning_rate
 from worker.loop.training import Stopped, Training
 from worker.lora.config import LoRAConfig
@@ -95,6 +102,24 @@ def test_a_training_leaves_what_its_facts_say(make_config: Callable[..., Trainer
     assert (facts[-1]["loss_first"], facts[-1]["loss_last"]) == (steps[0]["loss"], steps[-1]["loss"])
     averaged = weights(config, "lora_ema")
     assert any(not torch.equal(tensor, averaged[name]) for name, tensor in weights(config).items())
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (LossConfig(), ("epsilon", "False")),
+        (LossConfig(prediction="v_prediction", zero_terminal_snr=True), ("v", "True")),
+    ],
+    ids=["epsilon", "v-prediction"],
+)
+def test_the_file_says_what_the_training_predicted(
+    make_config: Callable[..., TrainerConfig], loss: LossConfig, told: tuple[str, str]
+) -> None:
+    config = make_config(1, train={"loss": loss})
+    run(config)
+    with safetensors.safe_open(Path(config.output) / "lora.safetensors", "pt") as file:
+        header = file.metadata()
+    assert (header["modelspec.prediction_type"], header["ss_zero_terminal_snr"]) == told
 
 
 def test_stopped_and_gone_on_equals_uninterrupted_to_the_bit(

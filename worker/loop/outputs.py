@@ -48,6 +48,7 @@ def kohya_metadata(config: TrainerConfig) -> dict[str, str]:
         "ss_lr_warmup_steps": told.lr_schedule.warmup_steps,
         "ss_max_grad_norm": told.max_grad_norm,
         "ss_min_snr_gamma": told.loss.min_snr_gamma,
+        "ss_zero_terminal_snr": bool(told.loss.zero_terminal_snr),
         "ss_batch_size_per_device": config.batch_size,
         "ss_gradient_accumulation_steps": told.gradient_accumulation,
         "ss_gradient_checkpointing": config.checkpointing == "all",
@@ -55,6 +56,7 @@ def kohya_metadata(config: TrainerConfig) -> dict[str, str]:
         "ss_cache_latents": True,
         "ss_resolution": f"({side}, {side})",
         "ss_mixed_precision": {"bfloat16": "bf16", "float32": "no"}[config.dtype],
+        "modelspec.prediction_type": "v" if told.loss.prediction == "v_prediction" else "epsilon",
         "modelspec.resolution": f"{side}x{side}",
     }
     if config.dataset.trigger:
