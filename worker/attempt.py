@@ -4,23 +4,20 @@ The job's status follows the work: preparing while files come and are encoded, t
 attempt early is told apart in `run_attempt`. A manifest that the record names, and nothing else, makes an output.
 """
 
-import hashlib
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from jobs import events, logs
+from jobs import logs
 from jobs.checkpoint import delete_checkpoints
-from jobs.errors import FailureReason, IllegalTransition, ObjectNotFound, StorageError, StorageUnavailable
+from jobs.errors import FailureReason, IllegalTransition, ObjectNotFound, StorageError
 from jobs.gpu_class import GpuClass
-from jobs.manifest import MANIFEST_NAME, ManifestFile, attempt_folder, manifest_of, own_manifest
+from jobs.manifest import ManifestFile, attempt_folder
 from jobs.record import Failure, JobRecord
 from jobs.settings import Settings
-from jobs.spec_text import write_spec
 from jobs.status import Status
 from jobs.storage import Storage
 from jobs.store import open_store
@@ -34,6 +31,7 @@ from worker.checkpoints import (
     fetch_checkpoint,
     find_checkpoints,
 )
+from worker.commit import commit
 from worker.config import Places, trainer_config
 from worker.downloads import Downloads
 from worker.encodings import Encodings
@@ -41,15 +39,12 @@ from worker.eviction import make_room
 from worker.inputs import InputMissing, Inputs
 from worker.lease import UPLOAD_SHARE_OF_GRACE, Cancelled, Lease, LeaseLost, Preempted, TimedOut
 from worker.loop.config_json import write_config
-from worker.process import Fact, TrainerFailed, TrainerProcess
+from worker.process import TrainerFailed, TrainerProcess
+from worker.reporter import Reporter
 from worker.scratch import scratch_folder
 from worker.spread import Spread, spread
 
 log = logging.getLogger(__name__)
-
-COUNT_EVENT_S = 1.0
-"""At most one event a second for steps and encoded pictures: a progress bar needs no more. metrics.jsonl has all."""
-
 
 ENCODINGS_PATIENCE_S = 15.0
 """How long a job waits at its end for encodings that are still being uploaded: most often all are there long before."""
@@ -153,7 +148,7 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
             encodings.finish(timeout_s=ENCODINGS_PATIENCE_S)
             make_room(data_dir / "cache", encodings_max_bytes)
             lease.check()
-        _commit(record, output, output_uri, lease, storage, uploads.samples)
+        commit(record, output, output_uri, lease, storage, uploads.samples)
 
 
 def _encodings_uri(record: JobRecord, settings: Settings) -> S3Uri | None:
@@ -202,7 +197,7 @@ def _train(
     """Run the trainer to its end, passing its facts on. Raises TrainerFailed, or the Ending that came."""
     with TrainerProcess(config, output / "train.log", settings.cpu_threads, ranks) as trainer:
         lease.update(phase="starting")
-        reporter = _Reporter(lease, uploads, encodings)
+        reporter = Reporter(lease, uploads, encodings)
         heard_s = time.monotonic()
         try:
             for fact in trainer.facts(every_s=0.5):
@@ -222,85 +217,6 @@ def _train(
         if not uploads.finish(max(1.0, left_s)):
             log.warning("The grace period is over before the checkpoint of job %s was uploaded", lease.job_id)
         raise Preempted("The trainer was told to stop: the machine is shutting down.")
-
-
-class _Reporter:
-    """Turns the trainer's facts into progress, events and the change from preparing to training."""
-
-    def __init__(self, lease: Lease, uploads: CheckpointUploads, encodings: Encodings) -> None:
-        self._lease = lease
-        self._uploads = uploads
-        self._encodings = encodings
-        self._next_count_event_s = 0.0
-
-    def tell(self, fact: Fact) -> None:
-        """One fact, as worker/trainer.py names them."""
-        data = {key: value for key, value in fact.items() if key != "fact"}
-        match fact["fact"]:
-            case "phase":
-                self._lease.update(phase=data["name"])
-                if data["name"] == "loading":
-                    self._encodings.upload()
-                if data["name"] == "training":
-                    self._lease.move(Status.TRAINING)
-                self._lease.event("phase", data)
-                telemetry.tell("phase", **data)
-            case "step":
-                self._lease.update(
-                    step=data["step"],
-                    steps=data["steps"],
-                    loss=data["loss"],
-                    seconds_per_step=data["seconds"],
-                    peak_bytes=data["peak_bytes"],
-                )
-                telemetry.tell("step", **data)
-                self._count("step", data, last=data["step"] == data["steps"])
-            case "missing":
-                self._encodings.fetch(data["files"], self._lease.check)
-            case "encoded":
-                self._count("encoded", data, last=data["done"] == data["total"])
-            case "checkpoint":
-                self._uploads.checkpoint(data["path"], data["step"])  # an event once it is in the bucket
-            case "sample":
-                self._uploads.sample(data["path"], data["step"])
-                self._lease.event("sample", data)
-            case "dataset" | "validation" | "warning" as kind:
-                self._lease.event(kind, data)
-            case _:
-                pass  # finished, stopped and failed end the trainer, and TrainerProcess tells how
-
-    def _count(self, kind: events.Kind, data: Fact, last: bool) -> None:
-        """An event of a kind that comes often: the last one, and now and then one before."""
-        if last or time.monotonic() >= self._next_count_event_s:
-            self._next_count_event_s = time.monotonic() + COUNT_EVENT_S
-            self._lease.event(kind, data)
-
-
-def _commit(
-    record: JobRecord,
-    output: Path,
-    output_uri: S3Uri,
-    lease: Lease,
-    storage: Storage,
-    samples: tuple[ManifestFile, ...],
-) -> None:
-    """Upload everything into the attempt's own folder, its manifest last, and let the record name that: the commit."""
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)  # of use only to an attempt that goes on
-    (output / "spec.yaml").write_text(write_spec(record.spec), encoding="utf-8")
-    manifest = manifest_of(output, record.id, lease.attempt, samples)
-    there = {file.stored_as for file in samples}
-    own = [file for file in manifest.files if file.stored_as not in there]
-    storage.upload_all(((output / file.path, output_uri / file.stored_as) for file in own), lease.check)
-    raw = manifest.model_dump_json(indent=2).encode()
-    storage.write(output_uri / own_manifest(lease.attempt), raw)
-    written = {file.stored_as: file.sha256 for file in manifest.files}
-    written[own_manifest(lease.attempt)] = hashlib.sha256(raw).hexdigest()
-    there_now = storage.sha256_all((output_uri / name for name in written), lease.check)
-    for name, sha256 in written.items():
-        if there_now[output_uri / name] != sha256:
-            raise StorageUnavailable(f"{output_uri}{name} reads back as other bytes than were written.")
-    lease.commit(written[own_manifest(lease.attempt)])
-    storage.write(output_uri / MANIFEST_NAME, raw)  # for whoever looks into the bucket; jobs/mirror.py makes sure of it
 
 
 def _abort_uploads(storage: Storage, output_uri: S3Uri) -> None:
