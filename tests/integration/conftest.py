@@ -71,3 +71,12 @@ def worker(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., subproc
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@pytest.fixture
+def reaper(settings: Settings) -> Iterator[subprocess.Popen]:
+    """`python -m api.reaper`, ended with the test."""
+    process = subprocess.Popen([sys.executable, "-m", "api.reaper"], env=worker_env(settings))
+    yield process
+    process.terminate()
+    process.wait(60)

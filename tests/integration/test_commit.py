@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from jobs.errors import ObjectNotFound
+from jobs.errors import FailureReason, ObjectNotFound
 from jobs.leftovers import Sweeper
-from jobs.manifest import MANIFEST_NAME, Manifest, own_manifest, read_committed
+from jobs.manifest import MANIFEST_NAME, Manifest, attempt_folder, own_manifest, read_committed
 from jobs.record import JobRecord
 from jobs.status import Status
 from jobs.uri import S3Uri
@@ -45,14 +45,6 @@ attempt.run_attempt()
 @pytest.fixture
 def settings(make_settings):
     return make_settings(lease_s=5.0, reap_every_s=0.2, retry_wait_s=0.1)
-
-
-@pytest.fixture
-def reaper(settings) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-m", "api.reaper"], env=worker_env(settings))
-    yield
-    process.terminate()
-    process.wait(60)
 
 
 @pytest.fixture
@@ -127,6 +119,19 @@ def test_an_attempt_that_stalls_behind_its_commit_has_succeeded(
 
     assert store.get(job.id) == record
     assert published(job) == read_committed(storage, record)
+
+
+def test_what_the_bucket_gives_back_as_other_bytes_is_not_committed(store, storage, job, attempt, published):
+    stalled = attempt("after", own_manifest(1))
+    weights = S3Uri.parse(job.output_uri) / attempt_folder(1) / "lora.safetensors"
+    as_uploaded = storage.read(weights)
+    storage.write(weights, as_uploaded[:-1] + bytes([as_uploaded[-1] ^ 1]))
+    go_on(stalled)
+
+    record = store.get(job.id)
+    assert (record.status, record.commit, published(job)) == (Status.QUEUED, None, None)
+    assert record.attempts[0].failure.reason is FailureReason.STORAGE_UNAVAILABLE
+    assert "lora.safetensors reads back as other bytes" in record.attempts[0].failure.message
 
 
 def test_a_cancel_that_comes_before_the_commit_is_obeyed(store, job, attempt, published):

@@ -2,9 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from jobs.record import JobRecord
 from jobs.settings import Settings
 from jobs.status import Status
 from jobs.uri import S3Uri
-from tests.integration.conftest import worker_env
 from tests.integration.test_main_job import assert_gone, child_of, ended, manifest_of, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -24,14 +21,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 @pytest.fixture
 def settings(make_settings) -> Settings:
     return make_settings(lease_s=5.0, heartbeat_s=0.5, reap_every_s=0.2, retry_wait_s=0.2, grace_s=60.0, hang_s=30.0)
-
-
-@pytest.fixture
-def reaper(settings: Settings) -> Iterator[subprocess.Popen]:
-    process = subprocess.Popen([sys.executable, "-m", "api.reaper"], env=worker_env(settings))
-    yield process
-    process.terminate()
-    process.wait(10)
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import safetensors.numpy
@@ -19,7 +17,6 @@ from jobs.record import JobRecord
 from jobs.settings import Settings
 from jobs.status import Status
 from jobs.uri import S3Uri
-from tests.integration.conftest import worker_env
 from tests.integration.test_main_job import assert_gone, child_of, ended, manifest_of, wait_for
 from worker.checkpoints import CheckpointDamaged, fetch_checkpoint, find_checkpoints
 
@@ -32,14 +29,6 @@ FAST = {"lease_s": 2.0, "reap_every_s": 0.2, "retry_wait_s": 0.2, "grace_s": 20.
 @pytest.fixture
 def settings(make_settings) -> Settings:
     return make_settings(**FAST)
-
-
-@pytest.fixture
-def reaper(settings: Settings) -> Iterator[subprocess.Popen]:
-    process = subprocess.Popen([sys.executable, "-m", "api.reaper"], env=worker_env(settings))
-    yield process
-    process.terminate()
-    process.wait(10)
 
 
 @pytest.fixture(scope="module")
