@@ -1,14 +1,24 @@
 """Tiny U-Nets, with and without a trained-looking adapter."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from worker.lora.config import LoRAConfig
+from worker.lora.export import save_diffusers, save_kohya
 from worker.lora.inject import LoRA, inject
 from worker.model.unet import UNet, UNetConfig
+
+
+def save(lora: LoRA, file: Path, form: str) -> None:
+    """Write an adapter as `form` says, kohya or diffusers."""
+    if form == "kohya":
+        save_kohya(lora, file, {})
+    else:
+        save_diffusers(lora, file)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from tests.lora.conftest import save
 from worker.lora.config import LoRAConfig, Override
-from worker.lora.export import save_diffusers, save_kohya
 from worker.lora.inject import LoRA, inject
 from worker.lora.names import kohya_name
 from worker.model.unet import UNet, UNetConfig
@@ -86,10 +86,7 @@ def test_a_reader_predicts_from_the_file_what_the_adapter_predicts(
     lora = make_adapter(unet, config)
     ours = unet(*unet_inputs).detach()
     assert (ours - untouched).abs().max() > 0.01  # the adapter does something
-    if form == "kohya":
-        save_kohya(lora, file, {})
-    else:
-        save_diffusers(lora, file)
+    save(lora, file, form)
     if form == "diffusers" or not config.dora:  # of kohya's files, diffusers 0.42 leaves dora_scale out, and says so
         theirs = diffusers_prediction(make_unet(), file, unet_inputs)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)  # float32, two implementations of 20-odd layers

@@ -13,10 +13,11 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from tests.lora.conftest import save
 from tests.lora.test_lora_readers import CONFIGS
 from worker.errors import BaseModelInvalid, LoRAInvalid
 from worker.lora.config import LoRAConfig
-from worker.lora.export import save_diffusers, save_kohya
+from worker.lora.export import save_kohya
 from worker.lora.inject import LoRA
 from worker.lora.merge import merge
 from worker.lora.names import kohya_name
@@ -49,10 +50,7 @@ def trained(make_adapter: Callable[..., LoRA], base: Path, config: LoRAConfig, f
     """A U-Net with an adapter, which is also saved."""
     unet = unet_of(base)
     lora = make_adapter(unet, config)
-    if form == "kohya":
-        save_kohya(lora, file, {})
-    else:
-        save_diffusers(lora, file)
+    save(lora, file, form)
     return unet
 
 

@@ -15,11 +15,12 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
+from tests.lora.conftest import save
 from tests.lora.test_lora_readers import CONFIGS
 from worker.errors import LoRAInvalid
 from worker.lora.adapter_file import by_path, read_adapter
 from worker.lora.config import LoRAConfig, Override
-from worker.lora.export import save_diffusers, save_kohya
+from worker.lora.export import save_kohya
 from worker.lora.inject import LoRA, inject
 from worker.lora.start import weights_from
 from worker.model.unet import UNet, UNetConfig
@@ -46,10 +47,7 @@ def test_a_file_of_ours_read_back_starts_at_its_weights(
     config, unet, file = CONFIGS[kind], make_unet(), tmp_path / "lora.safetensors"
     trained = make_adapter(unet, config)
     theirs = unet(*unet_inputs).detach()
-    if form == "kohya":
-        save_kohya(trained, file, {})
-    else:
-        save_diffusers(trained, file)
+    save(trained, file, form)
     again = make_unet()
     lora = started(again, config, file)
     weights = trained.state_dict()
