@@ -16,6 +16,8 @@ PICTURE_CONVOLUTIONS_GIB = 1.7  # besides, without checkpointing: inputs of the 
 VAE_GIB = (
     2.5  # a picture of 1024 x 1024 through the VAE: ten activations of 128 channels in BF16, and their convolution
 )
+TEXT_RESIDENT_GIB = 1.52  # both text encoders in BF16, 817,720,320 weights, where they are trained along
+TEXT_CAPTION_GIB = 0.2  # what they keep of a caption of 77 tokens for backward; not measured
 OUTSIDE_GIB = 1.0  # CUDA's context 0.52, and blocks that the allocator cannot fill
 
 BYTES_A_WEIGHT = {"adamw": 16}  # of the adapter, FP32: weight, gradient and two moments
@@ -29,12 +31,15 @@ PARAMETERS_PER_RANK = {
     "locon": 3_074_240,
 }
 """Sums of in + out over the layers of each target: an adapter's weights, by its rank (jobs/spec.py, LoRASpec)."""
+TEXT_PARAMETERS_PER_RANK = {"attention": 401_408, "transformer": 903_168}
+"""The same of both text encoders: 12 layers of 768 and 32 of 1280, feed-forward four times as wide."""
 
 
 def adapter_weights(lora: LoRASpec) -> int:
-    """Trainable weights on a full-size SDXL U-Net; with patterns or overrides, so many at most."""
+    """Trainable weights on a full-size SDXL; with patterns or overrides, so many at most."""
     rank = max([lora.rank, *(override.rank or 0 for override in lora.overrides)])
-    return PARAMETERS_PER_RANK["locon" if lora.patterns else lora.targets] * rank
+    text = TEXT_PARAMETERS_PER_RANK[lora.text_encoders.targets] if lora.text_encoders else 0
+    return (PARAMETERS_PER_RANK["locon" if lora.patterns else lora.targets] + text) * rank
 
 
 def estimate_gib(spec: JobSpec) -> float:
@@ -47,9 +52,14 @@ def estimate_gib(spec: JobSpec) -> float:
     weight_bytes = BYTES_A_WEIGHT.get(spec.training.optimizer.name, BYTES_A_WEIGHT_AT_MOST)
     weight_bytes += BYTES_A_MEAN if spec.training.ema else 0
     adapter_gib = adapter_weights(spec.lora) * weight_bytes / 2**30
-    step_gib = RESIDENT_GIB + adapter_gib + spec.training.batch_size * pictures * picture_gib
+    resident_gib = RESIDENT_GIB + adapter_gib
+    captions_gib = 0.0
+    if spec.lora.text_encoders:
+        resident_gib += TEXT_RESIDENT_GIB
+        captions_gib = spec.training.batch_size * spec.dataset.captions.max_tokens / 75 * TEXT_CAPTION_GIB
+    step_gib = resident_gib + captions_gib + spec.training.batch_size * pictures * picture_gib
     encode_gib = VAE_GIB * pictures
-    draw_gib = RESIDENT_GIB + adapter_gib + VAE_GIB * pictures if spec.samples.prompts else 0.0
+    draw_gib = resident_gib + VAE_GIB * pictures if spec.samples.prompts else 0.0
     return max(step_gib, encode_gib, draw_gib) + OUTSIDE_GIB
 
 

@@ -16,8 +16,6 @@ def not_yet(spec: JobSpec) -> Iterator[Problem]:
             yield Problem(field, "hf:// is not carried out yet: use `loraq submit --dataset DIR` or s3://.")
     if (spec.lora.init_from or "").startswith("hf://"):
         yield Problem("lora.init_from", "hf:// is not carried out yet: upload the file to a bucket, name it as s3://.")
-    if spec.lora.text_encoders:
-        yield Problem("lora.text_encoders", "is not carried out yet: leave it out.")
     if spec.memory.budget_gib != "auto" and spec.memory.budget_gib < (need_gib := estimate_gib(spec)):
         yield Problem(
             "memory.budget_gib",

@@ -183,7 +183,10 @@ class TextLoRASpec(Section):
         default="transformer", description="Layers that get one: q, k, v and out; these and the feed-forward ones."
     )
     learning_rate: float | None = Field(
-        default=None, gt=0, le=1, description="Peak learning rate; null: training.optimizer.learning_rate."
+        default=None,
+        gt=0,
+        le=10,
+        description="Peak learning rate, mostly less than the U-Net's; null: training.optimizer.learning_rate.",
     )
 
 
@@ -218,8 +221,10 @@ class LoRASpec(Section):
 
     @model_validator(mode="after")
     def _has_targets(self) -> Self:
-        if self.targets == "none" and not self.patterns:
-            raise ValueError("lora.targets is none and lora.patterns is empty: nothing would be trained.")
+        if self.targets == "none" and not self.patterns and not self.text_encoders:
+            raise ValueError(
+                "lora.targets is none, lora.patterns is empty and lora.text_encoders off: nothing would be trained."
+            )
         return self
 
 
@@ -448,6 +453,16 @@ class JobSpec(Section):
         if step and resolution % step:
             raise ValueError(
                 f"training.resolution is {resolution}, but dataset.bucket_step_px is {step}: use a multiple of it."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_step_size(self) -> Self:
+        text, optimizer = self.lora.text_encoders, self.training.optimizer
+        own = text and text.learning_rate
+        if optimizer.name == "prodigy" and own not in (None, optimizer.learning_rate):
+            raise ValueError(
+                f"lora.text_encoders.learning_rate is {own:g}, but prodigy has one step size for all: leave it out."
             )
         return self
 

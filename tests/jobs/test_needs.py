@@ -36,6 +36,17 @@ def test_the_estimate_is_no_less_than_was_measured_and_little_more(
     assert peak_gib + 0.52 <= estimate_gib(spec) <= peak_gib * 1.06 + 1.2 + spared
 
 
+def test_text_encoders_that_are_trained_stay_on_the_card_with_what_their_captions_leave(make_spec):
+    def more_gib(training: dict, **lora) -> float:
+        with_, without = (make_spec(training=training, lora=each) for each in ({"text_encoders": lora}, {}))
+        return estimate_gib(with_) - estimate_gib(without)
+
+    assert more_gib({"resolution": 1024}) == pytest.approx(1.52 + 0.2 + 903_168 * 4 * 16 / 2**30)
+    assert more_gib({"resolution": 1024, "batch_size": 4}, targets="attention") == pytest.approx(
+        1.52 + 4 * 0.2 + 401_408 * 4 * 16 / 2**30
+    )
+
+
 def needs(make_spec, **changes) -> str:
     return needed_class(make_spec(**changes)).name
 

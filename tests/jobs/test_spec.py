@@ -101,6 +101,15 @@ def test_every_fault_of_an_adapter_is_named_at_once():
     assert "no regular expression" in found["lora.patterns.0"]
     assert "here are: match, rank, alpha" in found["lora.overrides.2.rnak"]
     assert "nothing would be trained" in faults(minimal(lora={"targets": "none"}))["lora"]
+    parse_spec(minimal(lora={"targets": "none", "text_encoders": {}}))
+
+
+def test_prodigy_has_one_step_size_for_u_net_and_text_encoders():
+    prodigy = {"optimizer": {"name": "prodigy", "learning_rate": 1.0}}
+    parse_spec(minimal(lora={"text_encoders": {}}, training=prodigy))
+    parse_spec(minimal(lora={"text_encoders": {"learning_rate": 1.0}}, training=prodigy))
+    found = faults(minimal(lora={"text_encoders": {"learning_rate": 0.5}}, training=prodigy))
+    assert "is 0.5, but prodigy has one step size for all: leave it out" in found[""]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +117,6 @@ def test_every_fault_of_an_adapter_is_named_at_once():
     [
         ("base_model", "hf://stabilityai/sdxl@main", "base_model"),
         ("dataset", {"uri": "hf://me/cats"}, "dataset.uri"),
-        ("lora", {"text_encoders": {}}, "lora.text_encoders"),
         ("lora", {"init_from": "hf://me/cat"}, "lora.init_from"),
         ("memory", {"budget_gib": 4}, "memory.budget_gib"),
         ("memory", {"base_dtype": "int8"}, "memory.base_dtype"),

@@ -47,6 +47,8 @@ TOLD = {
     "lora.rank_dropout": 0.5,
     "lora.rslora": True,
     "lora.dora": True,
+    "lora.text_encoders.targets": "attention",
+    "lora.text_encoders.learning_rate": 5e-5,
     "training.resolution": 512,
     "training.batch_size": 3,
     "training.gradient_accumulation": 5,
@@ -82,6 +84,8 @@ TOLD = {
 
 # Of sections that are off when they are left out.
 DEFAULTS = {
+    "lora.text_encoders.targets": "transformer",
+    "lora.text_encoders.learning_rate": None,
     "dataset.regularisation.layout": "plain",
     "dataset.regularisation.weight": 1.0,
     "dataset.masks.source": "folder",
@@ -92,8 +96,6 @@ DEFAULTS = {
 }
 
 READ_ELSEWHERE = {
-    "lora.text_encoders.targets": "jobs/not_yet.py",
-    "lora.text_encoders.learning_rate": "jobs/not_yet.py",
     "version": "jobs/spec.py: there is one",
     "name": "api/cli.py and every list",
     "preset": "jobs/presets.py",

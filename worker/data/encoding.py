@@ -20,6 +20,7 @@ from worker.data.dataset import Picture
 from worker.data.pictures import open_picture
 from worker.errors import BaseModelInvalid, NanLoss
 from worker.model.token_chunks import CHUNK
+from worker.model.tokenizer import END, load_tokenizer
 from worker.model.vae import load_vae, posterior
 from worker.model.weights import BaseModel
 
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextEmbedding:
-    """One caption as the U-Net sees it."""
+    """One caption as the U-Net sees it; or, for worker.model.from_captions, as the text encoders see it."""
 
-    text_embeds: Tensor  # [75 n + 2, t], n chunks; 77 of one
-    pooled_text_embeds: Tensor  # [p]
+    text_embeds: Tensor  # [75 n + 2, t], n chunks, 77 of one; or token ids [2, 75 n + 2]
+    pooled_text_embeds: Tensor  # [p]; or nothing, [0]
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,16 @@ def encode_captions(
                 raise BaseModelInvalid(f"The text encoders give embeddings that are not finite, as for {caption!r}.")
             cache.store(path, cached)
         yield TextEmbedding(**cached)
+
+
+def tokenize_captions(captions: Iterable[str], tokens: int = CHUNK) -> Iterator[TextEmbedding]:
+    """Yield the token ids of each caption, for encoders that are trained: what they say of it changes in every step."""
+    from worker.model.text_encoders import tokenized  # imports transformers: needed only here
+
+    tokenizers = load_tokenizer(END), load_tokenizer("!")
+    for caption in captions:
+        ids = tokenized([caption], tokens // CHUNK, *tokenizers)[0]  # [2, 75 n + 2]
+        yield TextEmbedding(ids, torch.empty(0))
 
 
 def caption_path(caption: str, cache: Cache, base: BaseModel, dtype: torch.dtype, tokens: int) -> Path:

@@ -13,6 +13,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +24,9 @@ LION_BETAS = (0.9, 0.99)
 """Those of the paper, section 4.1: AdamW's own second one makes Lion's memory ten times longer."""
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], config: OptimizerConfig
+) -> torch.optim.Optimizer:
     """The optimizer that `config` names. Libraries other than torch are imported only when they are asked for."""
     lr, decay, betas, eps = config.learning_rate, config.weight_decay, config.betas, config.eps
     match config.name:

@@ -40,7 +40,7 @@ class TrainState:
     def begin(cls, lora: LoRA, config: TrainConfig) -> "TrainState":
         """The state before the first step."""
         ema = None if config.ema_decay is None else EMA(lora, config.ema_decay, config.ema_device)
-        return cls(0, make_optimizer(lora.parameters(), config.optimizer), ema)
+        return cls(0, make_optimizer(lora.parameter_groups(), config.optimizer), ema)
 
 
 def train(
@@ -94,7 +94,7 @@ def train(
         max_norm = math.inf if config.max_grad_norm is None else config.max_grad_norm
         grad_norm = nn.utils.clip_grad_norm_(lora.parameters(), max_norm)
         for group in state.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         if state.ema:

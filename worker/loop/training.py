@@ -1,19 +1,30 @@
 """One training from its configuration to its files, phase by phase. Says how it goes through `emit`."""
 
+from __future__ import annotations
+
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from worker.data.batches import Batches, Example, Regularisation, View
 from worker.data.buckets import Cut, bucket_sizes, cut_for
 from worker.data.cache import Cache
 from worker.data.caption_length import check_lengths
 from worker.data.dataset import Dataset, read_dataset
-from worker.data.encoding import TextEmbedding, caption_path, encode_captions, encode_pictures, latents_path
+from worker.data.encoding import (
+    TextEmbedding,
+    caption_path,
+    encode_captions,
+    encode_pictures,
+    latents_path,
+    tokenize_captions,
+)
 from worker.data.examples import caption_orders, make_examples, make_held_out, shots_of, view_of
 from worker.data.held_out import hold_out
 from worker.data.report import dataset_report, in_short, write_report
@@ -38,6 +49,9 @@ from worker.memory.checkpoint import enable_checkpointing
 from worker.model.unet import UNet
 from worker.model.vae import load_vae
 from worker.model.weights import BaseModel, load_unet, open_base_model
+
+if TYPE_CHECKING:
+    from worker.model.text_encoders import TextEncoders
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +111,12 @@ class Training:
         self.config = replace(self.config, train=replace(self.config.train, loss=loss))
         with torch.device("meta"):
             skeleton = UNet(base.unet_config).requires_grad_(False)
-        lora = inject(skeleton, self.config.lora, self.config.train.seed)
-        if self.config.lora.init_from:
-            weights_from(Path(self.config.lora.init_from), lora)
+        encoders = None
+        if self.config.lora.text_encoders:
+            from worker.model.text_encoders import skeleton_text_encoders  # imports transformers: needed only here
+
+            encoders = skeleton_text_encoders(base)
+        self._adapt(skeleton, encoders)
         dataset = read_dataset(self.config.dataset)
         too_long = check_lengths(dataset, self.config.samples.prompts, self.config.dataset)
         if (validation := self.config.validation) is not None:
@@ -117,33 +134,38 @@ class Training:
     def _encode(
         self, base: BaseModel, dataset: Dataset, cuts: Sequence[Cut]
     ) -> tuple[Batches, Captions, Validation | None]:
-        """Both encoders are gone from the device when this returns."""
+        """VAE and text encoders are gone from the device when this returns; encoders to be trained come later."""
         cache, options = Cache(Path(self.config.cache)), self.config.dataset
         orders = caption_orders(dataset, options)
         of_pictures = (*(text for each in orders for text in each), *(picture.caption for picture in dataset.held_out))
         texts = list(dict.fromkeys(["", *of_pictures, *self.config.samples.prompts]))
         shots = shots_of(dataset, cuts, options.flip)
+        cached = [] if self.config.lora.text_encoders else texts  # trained encoders say another thing in every step
         self._ask_for(
             cache,
             [
-                *(caption_path(text, cache, base, self.dtype, options.caption_tokens) for text in texts),
+                *(caption_path(text, cache, base, self.dtype, options.caption_tokens) for text in cached),
                 *(latents_path(shot, cache, base, self.dtype) for shot in shots),
             ],
         )
-        total = len(texts) + len(shots)
+        total = len(cached) + len(shots)
         if self.ranks.size > 1:
-            work = Work(cache, base, texts, options.caption_tokens, shots, self.device, self.dtype)
+            work = Work(cache, base, cached, options.caption_tokens, shots, self.device, self.dtype)
             if fill_cache(work, self.ranks, lambda n: self._tell_encoded(n, total, cache.made), self.stop_requested):
                 raise Stopped
         captions: Captions = {}
-        embeddings = encode_captions(texts, cache, base, self.device, self.dtype, options.caption_tokens)
+        if self.config.lora.text_encoders:
+            embeddings = tokenize_captions(texts, options.caption_tokens)
+        else:
+            embeddings = encode_captions(texts, cache, base, self.device, self.dtype, options.caption_tokens)
         for text, embedding in zip(texts, embeddings, strict=True):
             captions[text] = embedding
-            self._encoded(len(captions), total, cache.made)
+            if cached:
+                self._encoded(len(captions), total, cache.made)
         views: list[View] = []
         for shot, latents in zip(shots, encode_pictures(shots, cache, base, self.device, self.dtype), strict=True):
             views.append(view_of(shot, latents, options))
-            self._encoded(len(texts) + len(views), total, cache.made)
+            self._encoded(len(cached) + len(views), total, cache.made)
         examples = make_examples(dataset, views, orders, captions)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what the encoders left, for the U-Net
@@ -194,15 +216,29 @@ class Training:
     def _tell_encoded(self, done: int, total: int, anew: int) -> None:
         self.emit("encoded", done=done, total=total, anew=anew)
 
-    def _load(self, base: BaseModel) -> tuple[UNet, LoRA]:
+    def _load(self, base: BaseModel) -> tuple[nn.Module, LoRA]:
         """Base to the device and frozen, then the adapter on it; only then is anything asked what is trainable."""
         unet = load_unet(base, self.device, self.dtype)
-        lora = inject(unet, self.config.lora, self.config.train.seed)
-        if self.config.lora.init_from:
-            lora.load_state_dict(weights_from(Path(self.config.lora.init_from), lora))
+        encoders = None
+        if self.config.lora.text_encoders:
+            from worker.model.text_encoders import load_text_encoders
+
+            encoders = load_text_encoders(base, self.device, self.dtype)
+        lora = self._adapt(unet, encoders)
         enable_checkpointing(unet, self.config.checkpointing)
         log.info("Put %d trainable weights on %d modules.", lora.parameter_count(), len(lora.modules))
-        return unet, lora
+        if encoders is None:
+            return unet, lora
+        from worker.model.from_captions import FromCaptions
+
+        return FromCaptions(unet, encoders), lora
+
+    def _adapt(self, unet: UNet, encoders: TextEncoders | None) -> LoRA:
+        """The adapter on frozen models, as it begins. On the meta device this checks all that could be wrong."""
+        lora = inject(unet, self.config.lora, self.config.train.seed, encoders and encoders.towers)
+        if self.config.lora.init_from:
+            lora.load_state_dict(weights_from(Path(self.config.lora.init_from), lora))
+        return lora
 
     def _train(
         self,
@@ -211,7 +247,7 @@ class Training:
         batches: Batches,
         captions: Captions,
         validation: Validation | None,
-        unet: UNet,
+        unet: nn.Module,
         lora: LoRA,
     ) -> None:
         config, checkpoints = self.config, self.output / "checkpoints"
@@ -260,7 +296,7 @@ class Training:
             self.emit("finished", steps=state.step, loss_first=first, loss_last=final, files=names)
 
     def _validate(
-        self, validation: Validation | None, metrics: Metrics, unet: UNet, lora: LoRA, state: TrainState
+        self, validation: Validation | None, metrics: Metrics, unet: nn.Module, lora: LoRA, state: TrainState
     ) -> None:
         """Take the loss of the pictures held out, if it is wanted after this step and was not taken yet."""
         if validation is None or state.step in metrics.validations:
@@ -280,7 +316,7 @@ class Training:
             if due_after(result, self.config, self.ranks, self.stop_requested, lora, state).stop:
                 return
 
-    def _sample(self, base: BaseModel, unet: UNet, captions: Captions, step: int) -> None:
+    def _sample(self, base: BaseModel, unet: nn.Module, captions: Captions, step: int) -> None:
         """The VAE is loaded for the moment only: between samples its memory belongs to training."""
         options, vae = self.config.samples, load_vae(base, self.device, self.dtype)
         schedule = noise_schedule(self.config.train.loss, self.device)

@@ -54,7 +54,8 @@ def save_diffusers(lora: LoRA, path: Path, dtype: torch.dtype = torch.float32) -
 
     The scale is folded into lora_B, and no alpha is told: readers that know of no alpha and readers that take
     alpha = rank for granted then both get the trained strength. With DoRA, `.lora_magnitude_vector` [out] or
-    [1, out, 1, 1] joins them.
+    [1, out, 1, 1] joins them; on text encoders with `.weight` behind it, as transformers 5 reads it and diffusers does
+    not.
     """
     tensors: dict[str, Tensor] = {}
     for module_path, layer in lora.modules.items():
@@ -64,7 +65,8 @@ def save_diffusers(lora: LoRA, path: Path, dtype: torch.dtype = torch.float32) -
         if isinstance(layer, DoRALinear | DoRAConv2d):
             magnitude = layer.lora_magnitude
             shaped = magnitude.view(1, -1, 1, 1) if isinstance(layer, DoRAConv2d) else magnitude
-            tensors[f"{name}.lora_magnitude_vector"] = _portable(shaped, torch.float32)
+            end = ".weight" if name.startswith("text_encoder") else ""
+            tensors[f"{name}.lora_magnitude_vector{end}"] = _portable(shaped, torch.float32)
     _write(tensors, path, {"format": "pt"})
 
 

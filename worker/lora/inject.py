@@ -1,6 +1,7 @@
 """Puts an adapter on a model: replaces the layers that `LoRAConfig` chooses."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,24 @@ class LoRA:
         self.dropout = dropout or DropoutPlace()
 
     def parameters(self) -> list[nn.Parameter]:
-        """All trainable weights, float32, in a fixed order: A and B of each module, by path."""
+        """All trainable weights, float32, in a fixed order: A and B of each module, by path.
+
+        Some of the text encoders' get no gradient: SDXL reads their penultimate outputs, so all of the first one's last
+        layer is left as it began, as it is by sd-scripts.
+        """
         return list(self._named_parameters().values())
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The same as an optimizer takes them: those of the text encoders apart, with `lr_scale`, if there are any."""
+        text = self.config.text_encoders
+        if text is None:
+            return [{"params": self.parameters()}]
+        named = self._named_parameters()
+        groups = {False: [], True: []}
+        for name, parameter in named.items():
+            groups[name.startswith("text_encoder")].append(parameter)
+        scales = {False: 1.0, True: text.learning_rate_scale}
+        return [{"params": group, "lr_scale": scales[of_text]} for of_text, group in groups.items() if group]
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
