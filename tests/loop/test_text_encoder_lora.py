@@ -129,6 +129,27 @@ def test_a_sampler_sees_the_encoders_as_they_are(make_models: Callable[..., Mode
         assert (model(*inputs) - before).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("chunks", [1, 2])
+@pytest.mark.parametrize("dropout", [{"dropout": 0.3}, {"rank_dropout": 0.3}])
+def test_a_caption_s_dropout_is_the_same_on_whichever_gpu_it_is_trained(
+    make_models: Callable[..., Models], chunks: int, dropout: dict[str, float]
+) -> None:
+    _, encoders, lora = make_models(trained=True, **dropout)
+    token_ids = encoders.token_ids(["sea " * 150] * 4, chunks)
+
+    def embeds(samples: slice) -> Tensor:
+        with lora.dropout.at(0, 1, 0, samples=samples), torch.no_grad():
+            return encoders.embed(token_ids[samples])[0]
+
+    whole = embeds(slice(0, 4))
+    parts = torch.cat([embeds(slice(0, 2)), embeds(slice(2, 4))])
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)  # FP32, other shapes of the same products
+    alike = [whole[:1, 1:76], *whole[1:, None, 1:76]]  # without dropout, all these would be the same
+    if chunks == 2:
+        alike.append(whole[:1, 76:151])
+    assert not any(torch.allclose(alike[0], other, atol=1e-3) for other in alike[1:])
+
+
 @pytest.mark.parametrize("kind", ["lora", "attention, rslora", "dora", "text alone"])
 @pytest.mark.parametrize("form", ["kohya", "diffusers"])
 def test_diffusers_encodes_and_predicts_from_the_file_what_the_adapter_does(

@@ -84,7 +84,7 @@ def train(
             batch = batches.at((step - 1) * config.gradient_accumulation + micro_step).part(part).to(device)
             shape = batch.latents.shape
             noise, timesteps = draw_noise(shape, config.loss, config.seed, step, micro_step, device, part.start)
-            with lora.dropout.at(config.seed, step, micro_step, first_sample=part.start):
+            with lora.dropout.at(config.seed, step, micro_step, samples=part):
                 micro_loss = diffusion_loss(unet, schedule, batch, noise, timesteps, config.loss)
                 (micro_loss / config.gradient_accumulation).backward()  # checkpointing runs blocks again: same masks
             loss += micro_loss.detach() / config.gradient_accumulation

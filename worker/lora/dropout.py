@@ -21,20 +21,31 @@ class DropoutPlace:
 
     def __init__(self) -> None:
         self.counters: tuple[int, ...] | None = None
-        self.first_sample = 0
+        self._samples = slice(0, 1)
 
     @contextmanager
-    def at(self, *counters: int, first_sample: int = 0) -> Iterator[None]:
+    def at(self, *counters: int, samples: slice) -> Iterator[None]:
         """Within the block, layers drop out as at this place in the training: (seed, step, micro_step).
 
         Each sample's masks are drawn apart, by its number in the whole batch, of which several GPUs train a part each.
+
+        Args:
+            samples: which of the whole batch the layers see.
         """
         self.counters = counters
-        self.first_sample = first_sample
+        self._samples = samples
         try:
             yield
         finally:
             self.counters = None
+
+    def numbers(self, rows: int) -> range:
+        """Of the rows that a layer sees, each row's in the whole batch.
+
+        A row is a sample; in the text encoders it is one of the chunks of a sample's caption, which follow each other.
+        """
+        of_a_sample = rows // (self._samples.stop - self._samples.start)
+        return range(self._samples.start * of_a_sample, self._samples.stop * of_a_sample)
 
 
 class Dropout:
@@ -68,8 +79,8 @@ class Dropout:
     def _drop(self, stream: str, x: Tensor, chance: float, shape: torch.Size) -> Tensor:
         if not chance or self._place.counters is None:
             return x
-        samples = range(self._place.first_sample, self._place.first_sample + shape[0])
-        sources = [generator(stream, *self._place.counters, self._number, n, device=x.device) for n in samples]
+        numbers = self._place.numbers(shape[0])
+        sources = [generator(stream, *self._place.counters, self._number, n, device=x.device) for n in numbers]
         drawn = [torch.rand(shape[1:], generator=source, device=x.device) for source in sources]
         keep = torch.stack(drawn) >= chance
         return x * keep / (1 - chance)
