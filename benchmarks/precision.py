@@ -1,0 +1,268 @@
+"""Does a LoRA lose anything in BF16? The drawing model's lesson in several precisions, each against FP32.
+
+    python -m benchmarks.precision [--steps 300] [--seeds 0 1 2] [--rates 1e-4 2e-3] [--minutes 2] > results.jsonl
+    python -m benchmarks.precision_figures results.jsonl --plot curve.png
+
+The trainings are loraq's own: its adapter, its batches, its loop. Each arm starts from the same adapter, and sees the
+same pictures, noise and timesteps as the others of its seed; the base model's file is BF16, so its weights are the same
+in both. An adapter is measured on one FP32 U-Net, whatever it was trained on: what differs is its weights alone. Prints
+one JSON line an arm and point in the training, as they come; processes share the device, one a rate and seed.
+"""
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.drawing.artist import Artist
+from benchmarks.drawing.checker import rates
+from benchmarks.drawing.exam import questions
+from benchmarks.drawing.pictures import write_dataset
+from worker.data.batches import Batch, Batches, Example, Regularisation
+from worker.data.buckets import bucket_sizes, cut_for
+from worker.data.cache import Cache
+from worker.data.config import DatasetConfig
+from worker.data.dataset import read_dataset
+from worker.data.encoding import Shot, TextEmbedding, encode_captions, encode_pictures
+from worker.data.examples import view_of
+from worker.loop.config import LossConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from worker.loop.loss import noise_schedule
+from worker.loop.step import diffusion_loss
+from worker.loop.train import TrainState, train
+from worker.loop.validation import fixed_timesteps
+from worker.lora.config import LoRAConfig
+from worker.lora.inject import LoRA, inject
+from worker.model.unet import UNet
+from worker.model.weights import load_unet, open_base_model
+from worker.seeds import generator
+
+ROOT = Path(__file__).parents[1]
+BASE = ROOT / "tests" / "assets" / "drawing-sdxl.safetensors"
+EXAMPLES = ROOT / "jobs" / "examples"
+RESOLUTION, BATCH_SIZE, CAPTION_DROPOUT, WARMUP_STEPS = 128, 4, 0.05, 10  # these and below: jobs/examples/stars.yaml's
+LORA = LoRAConfig(rank=8, alpha=16.0, targets="locon")
+LOSS = LossConfig(prediction="epsilon", min_snr_gamma=5.0)
+HELD_OUT = 14  # stars that no arm is shown
+OTHER_DRAWS = 1000  # added to a training's seed, not to its adapter's
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train the same adapter."""
+
+    base: torch.dtype = torch.float32  # of frozen weights and activations
+    adapter: torch.dtype = torch.float32  # of lora_A and lora_B, their gradients and AdamW's two averages
+    rounding: Literal["nearest", "by_lot"] | None = None  # of FP32 weights to BF16's numbers, after each step
+    other_draws: bool = False  # other noise, timesteps and order of pictures
+
+
+ARMS = {
+    "fp32": Arm(),
+    "bf16": Arm(base=torch.bfloat16),  # the product's way
+    "pure_bf16": Arm(base=torch.bfloat16, adapter=torch.bfloat16),
+    "other_draws": Arm(other_draws=True),  # what chance alone does: the measure of "within noise"
+    "by_lot": Arm(base=torch.bfloat16, rounding="by_lot"),  # BF16 weights that are rounded up or down by chance
+    "nearest": Arm(base=torch.bfloat16, rounding="nearest"),  # as pure_bf16, with AdamW's averages in FP32
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One rate and seed, all arms of it."""
+
+    learning_rate: float
+    seed: int
+    arms: tuple[str, ...]
+    steps: int
+    points: int  # measured so often in a training
+    drawn: int  # pictures of stars at half-time and at the end; 0 means none
+    device: str
+    deadline: float  # time.time()
+
+
+@dataclass(frozen=True)
+class Point:
+    """What an adapter is after so many steps."""
+
+    arm: str
+    learning_rate: float
+    seed: int
+    step: int
+    validation_loss: float
+    distance: float | None  # |update - FP32's| / |FP32's|, over all layers' scale * B A; None: FP32 did not come so far
+    moved_a: float | None  # share of lora_A's entries that a step changed, mean since the last point
+    moved_b: float | None
+    stars: float | None  # share of drawn stars that are right; None: not drawn
+    seconds: float  # of the arm so far, measuring included
+
+
+@torch.no_grad()
+def held_out_loss(unet: UNet, pictures: Batch) -> float:
+    """The loss of `pictures` as worker.loop.validation takes it, at its timesteps with fixed noise, but all at once."""
+    shape, device = pictures.latents.shape, pictures.latents.device
+    schedule = noise_schedule(LOSS, device)
+    losses: list[Tensor] = []
+    for timestep in fixed_timesteps(LOSS):
+        noise = torch.randn(shape, generator=generator("precision", timestep)).to(device)
+        timesteps = torch.full((shape[0],), timestep, device=device)
+        losses.append(diffusion_loss(unet, schedule, pictures, noise, timesteps, LOSS))
+    return torch.stack(losses).mean().item()
+
+
+class Bench:
+    """The lesson, encoded once in FP32, and what adapters are measured with."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.base = device, open_base_model(BASE)
+        with tempfile.TemporaryDirectory() as folder:
+            held_out = Path(folder, "held-out")
+            write_dataset(held_out, "star", HELD_OUT, seed=OTHER_DRAWS)
+            cache = Cache(Path(folder, "cache"))
+            self.examples, self.empty = self._encode(EXAMPLES / "stars", cache)
+            self.shapes, _ = self._encode(EXAMPLES / "shapes", cache)
+            examples, _ = self._encode(held_out, cache)
+        self.held_out = Batches(examples, self.empty, HELD_OUT, seed=0).at(0)
+        self.unet, self.lora = self.adapted(torch.float32, seed=0)
+        self.artist = Artist(BASE, self.unet, device)
+
+    def _encode(self, folder: Path, cache: Cache) -> tuple[list[Example], TextEmbedding]:
+        options = DatasetConfig(str(folder))
+        pictures = read_dataset(options).pictures
+        shots = [Shot(each, cut_for(each.size_px, bucket_sizes(RESOLUTION))) for each in pictures]
+        latents = encode_pictures(shots, cache, self.base, self.device, torch.float32)
+        views = [view_of(shot, each, options) for shot, each in zip(shots, latents, strict=True)]
+        texts = ["", *(picture.caption for picture in pictures)]
+        empty, *captions = encode_captions(texts, cache, self.base, self.device, torch.float32)
+        return [Example(view, (caption,)) for view, caption in zip(views, captions, strict=True)], empty
+
+    def adapted(self, dtype: torch.dtype, seed: int) -> tuple[UNet, LoRA]:
+        unet = load_unet(self.base, self.device, dtype)
+        return unet, inject(unet, LORA, seed)
+
+    def batches(self, seed: int) -> Batches:
+        return Batches(self.examples, self.empty, BATCH_SIZE, seed, CAPTION_DROPOUT, Regularisation(self.shapes))
+
+    @torch.no_grad()
+    def measure(self, lora: LoRA, drawn: int) -> tuple[float, Tensor, float | None]:
+        """Held-out loss, all layers' updates in one row [n], and the share of right stars, of an adapter in FP32."""
+        self.lora.load_state_dict(lora.state_dict())  # casts up, which rounds nothing
+        loss = held_out_loss(self.unet, self.held_out.to(self.device))
+        updates = torch.cat([layer.update().flatten() for layer in self.lora.modules.values()])
+        stars = rates(self.artist.judge(questions("star", drawn)[0], seed=1))["right"] if drawn else None
+        return loss, updates, stars
+
+
+def learn(bench: Bench, task: Task, name: str, reference: dict[int, Tensor]) -> Iterator[Point]:
+    """Train one arm. FP32 fills `reference`, its updates by step, which the others are compared with."""
+    arm, began = ARMS[name], time.perf_counter()
+    unet, lora = bench.adapted(arm.base, task.seed)
+    for weight in lora.parameters():
+        weight.data = weight.data.to(arm.adapter)
+    seed = task.seed + OTHER_DRAWS * arm.other_draws
+    config = TrainConfig(
+        task.steps,
+        seed,
+        optimizer=OptimizerConfig(learning_rate=task.learning_rate),
+        lr_schedule=ScheduleConfig("cosine", warmup_steps=min(WARMUP_STEPS, task.steps // 2)),
+        loss=LOSS,
+    )
+    state = TrainState.begin(lora, config)
+    if arm.rounding:
+        round_to_bf16(lora.parameters(), None)
+        source = torch.Generator(bench.device).manual_seed(seed) if arm.rounding == "by_lot" else None
+        state.optimizer.register_step_post_hook(lambda *_: round_to_bf16(lora.parameters(), source))
+    at = {task.steps * (k + 1) // task.points for k in range(task.points)}
+    halves = {task.steps // 2, task.steps}
+    before, moved, since = _rows(lora), torch.zeros(2, device=bench.device), 0
+    for result in train(unet, lora, bench.batches(seed), config, state):
+        after = _rows(lora)
+        moved += torch.stack([(new != old).float().mean() for new, old in zip(after, before, strict=True)])
+        before, since = after, since + 1
+        if result.step in at:
+            loss, updates, stars = bench.measure(lora, task.drawn if result.step in halves else 0)
+            if name == "fp32":
+                reference[result.step] = updates
+            theirs = reference.get(result.step)
+            distance = None if theirs is None else ((updates - theirs).norm() / theirs.norm()).item()
+            seconds = time.perf_counter() - began
+            about = (name, task.learning_rate, task.seed, result.step)
+            yield Point(*about, loss, distance, *(moved / since).tolist(), stars, round(seconds, 1))
+            moved.zero_()
+            since = 0
+        if time.time() > task.deadline:
+            return
+
+
+def _rows(lora: LoRA) -> tuple[Tensor, Tensor]:
+    """All of lora_A, and all of lora_B, each in one row."""
+    layers = lora.modules.values()
+    rows = ([getattr(layer, which).detach().flatten() for layer in layers] for which in ("lora_A", "lora_B"))
+    a, b = (torch.cat(row) for row in rows)
+    return a, b
+
+
+@torch.no_grad()
+def round_to_bf16(weights: list[torch.nn.Parameter], source: torch.Generator | None) -> None:
+    """Round FP32 weights to BF16's numbers in place: to the nearest, or with `source` up or down by chance.
+
+    BF16 is FP32 without its last 16 bits. By chance means: a random number below 2^16 is added, and they are cut off;
+    the mean is then the weight itself.
+    """
+    for weight in weights:
+        if source is None:
+            weight.copy_(weight.bfloat16())
+            continue
+        bits = weight.data.view(torch.int32)
+        bits += torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=bits.device, generator=source)
+        bits &= -1 << 16
+
+
+def run(task: Task) -> None:
+    """Train all arms of a task, and print what comes."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    device = torch.device(task.device)
+    if device.type == "cuda":
+        torch.set_num_threads(1)  # many processes share the machine
+    bench, reference = Bench(device), dict[int, Tensor]()
+    for name in task.arms:
+        for point in learn(bench, task, name, reference):
+            print(json.dumps(asdict(point)), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the drawing model's lesson in several precisions.")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-3], help="peak learning rates")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--points", type=int, default=6, help="measures so often in a training")
+    parser.add_argument("--drawn", type=int, default=28, help="stars drawn at half-time and at the end")
+    parser.add_argument("--minutes", type=float, default=60.0, help="no step begins later")
+    parser.add_argument("--processes", type=int, default=1, help="tasks at once; one is a rate and a seed")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    deadline = time.time() + 60 * arguments.minutes
+    print(json.dumps(_where(arguments.device) | vars(arguments)), flush=True)
+    same = (tuple(arguments.arms), arguments.steps, arguments.points, arguments.drawn, arguments.device, deadline)
+    tasks = [Task(rate, seed, *same) for seed in arguments.seeds for rate in arguments.rates]
+    with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn")) as pool:
+        for _ in pool.map(run, tasks):
+            pass
+
+
+def _where(device: str) -> dict[str, Any]:
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    return {"torch": torch.__version__, "hardware": name}
+
+
+if __name__ == "__main__":
+    main()
