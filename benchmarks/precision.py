@@ -60,7 +60,7 @@ class Arm:
     """One way to train the same adapter."""
 
     base: torch.dtype = torch.float32  # of frozen weights and activations
-    adapter: torch.dtype = torch.float32  # of lora_A and lora_B, their gradients and AdamW's two averages
+    adapter: torch.dtype | None = None  # of lora_A and lora_B, their gradients and AdamW's averages; None: as loraq's
     rounding: Literal["nearest", "by_lot"] | None = None  # of FP32 weights to BF16's numbers, after each step
     other_draws: bool = False  # other noise, timesteps and order of pictures
 
@@ -165,7 +165,7 @@ def learn(bench: Bench, task: Task, name: str, reference: dict[int, Tensor]) -> 
     """Train one arm. FP32 fills `reference`, its updates by step, which the others are compared with."""
     arm, began = ARMS[name], time.perf_counter()
     unet, lora = bench.adapted(arm.base, task.seed)
-    for weight in lora.parameters():
+    for weight in lora.parameters() if arm.adapter else ():
         weight.data = weight.data.to(arm.adapter)
     seed = task.seed + OTHER_DRAWS * arm.other_draws
     config = TrainConfig(
