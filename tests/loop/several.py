@@ -140,8 +140,9 @@ def weights(config: TrainerConfig, name: str) -> dict[str, Tensor]:
 
 
 def losses(config: TrainerConfig) -> list[float]:
-    lines = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    """Of the steps, without what was measured between them."""
+    lines = map(json.loads, (Path(config.output) / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 def children(pid: int) -> list[int]:
