@@ -15,13 +15,16 @@ from worker.data.config import DatasetConfig
 from worker.data.dataset import read_dataset
 from worker.data.encoding import Shot, TextEmbedding, encode_captions, encode_pictures
 from worker.loop.config import OptimizerConfig, TrainConfig, TrainerConfig
-from worker.lora.config import LoRAConfig, Targets
+from worker.lora.config import LoRAConfig, Targets, TextLoRAConfig
 from worker.lora.inject import LoRA, inject
+from worker.model.base_model import BaseModel
+from worker.model.text_encoders import TextEncoders, load_text_encoders
 from worker.model.tiny import write_tiny_base
 from worker.model.unet import UNet
 from worker.model.weights import load_unet, open_base_model
 
 CPU = torch.device("cpu")
+Models = tuple[UNet, TextEncoders, LoRA]
 
 
 class Setup(NamedTuple):
@@ -88,5 +91,32 @@ def make_config(tiny_base: Path, cache_folder: Path, photos: Path, tmp_path: Pat
             dtype="float32",
         )
         return dataclasses.replace(config, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def base(tiny_base: Path) -> BaseModel:
+    return open_base_model(tiny_base)
+
+
+@pytest.fixture
+def make_models(base: BaseModel) -> Callable[..., Models]:
+    """U-Net and encoders with one adapter; with `trained`, its lora_B is no longer zero."""
+
+    def make(trained: bool = False, **lora: Any) -> Models:
+        unet = load_unet(base, CPU, torch.float32)
+        encoders = load_text_encoders(base, CPU, torch.float32)
+        config = LoRAConfig(**{"rank": 4, "alpha": 8.0, "text_encoders": TextLoRAConfig()} | lora)
+        adapter = inject(unet, config, 3, encoders.towers)
+        if trained:
+            generator = torch.Generator().manual_seed(1)
+            with torch.no_grad():
+                for layer in adapter.modules.values():
+                    layer.lora_B.normal_(std=0.1, generator=generator)
+                    if config.dora:
+                        magnitude = layer.get_parameter("lora_magnitude")
+                        magnitude.mul_(torch.rand(magnitude.shape, generator=generator) + 0.5)
+        return unet, encoders, adapter
 
     return make

@@ -16,6 +16,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
+from tests.loop.conftest import Models
 from tests.loop.test_training import of_kind, run, weights
 from tests.lora.test_lora_readers import merge_as_comfyui
 from worker.data.batches import Batches, Example
@@ -26,7 +27,7 @@ from worker.loop.step import draw_noise
 from worker.loop.train import TrainState, train
 from worker.lora.config import LoRAConfig, TextLoRAConfig
 from worker.lora.export import save_diffusers, save_kohya
-from worker.lora.inject import LoRA, inject
+from worker.lora.inject import inject
 from worker.lora.names import kohya_name
 from worker.lora.start import weights_from
 from worker.model import sdxl_configs
@@ -34,40 +35,12 @@ from worker.model.base_model import BaseModel
 from worker.model.from_captions import FromCaptions
 from worker.model.text_encoders import TextEncoders, load_text_encoders, skeleton_text_encoders
 from worker.model.unet import UNet, UNetConfig
-from worker.model.weights import load_unet, open_base_model
+from worker.model.weights import load_unet
 
 pytestmark = pytest.mark.parity
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a photo of a cat", "rocks by the sea", ""]
-Models = tuple[UNet, TextEncoders, LoRA]
-
-
-@pytest.fixture
-def base(tiny_base: Path) -> BaseModel:
-    return open_base_model(tiny_base)
-
-
-@pytest.fixture
-def make_models(base: BaseModel) -> Callable[..., Models]:
-    """U-Net and encoders with one adapter; with `trained`, its lora_B is no longer zero."""
-
-    def make(trained: bool = False, **lora: Any) -> Models:
-        unet = load_unet(base, CPU, torch.float32)
-        encoders = load_text_encoders(base, CPU, torch.float32)
-        config = LoRAConfig(**{"rank": 4, "alpha": 8.0, "text_encoders": TextLoRAConfig()} | lora)
-        adapter = inject(unet, config, 3, encoders.towers)
-        if trained:
-            generator = torch.Generator().manual_seed(1)
-            with torch.no_grad():
-                for layer in adapter.modules.values():
-                    layer.lora_B.normal_(std=0.1, generator=generator)
-                    if config.dora:
-                        magnitude = layer.get_parameter("lora_magnitude")
-                        magnitude.mul_(torch.rand(magnitude.shape, generator=generator) + 0.5)
-        return unet, encoders, adapter
-
-    return make
 
 
 @pytest.fixture
@@ -127,27 +100,6 @@ def test_a_sampler_sees_the_encoders_as_they_are(make_models: Callable[..., Mode
             if is_text(path):
                 layer.lora_B.normal_(std=0.2, generator=torch.Generator().manual_seed(1))
         assert (model(*inputs) - before).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("chunks", [1, 2])
-@pytest.mark.parametrize("dropout", [{"dropout": 0.3}, {"rank_dropout": 0.3}])
-def test_a_caption_s_dropout_is_the_same_on_whichever_gpu_it_is_trained(
-    make_models: Callable[..., Models], chunks: int, dropout: dict[str, float]
-) -> None:
-    _, encoders, lora = make_models(trained=True, **dropout)
-    token_ids = encoders.token_ids(["sea " * 150] * 4, chunks)
-
-    def embeds(samples: slice) -> Tensor:
-        with lora.dropout.at(0, 1, 0, samples=samples), torch.no_grad():
-            return encoders.embed(token_ids[samples])[0]
-
-    whole = embeds(slice(0, 4))
-    parts = torch.cat([embeds(slice(0, 2)), embeds(slice(2, 4))])
-    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)  # FP32, other shapes of the same products
-    alike = [whole[:1, 1:76], *whole[1:, None, 1:76]]  # without dropout, all these would be the same
-    if chunks == 2:
-        alike.append(whole[:1, 76:151])
-    assert not any(torch.allclose(alike[0], other, atol=1e-3) for other in alike[1:])
 
 
 @pytest.mark.parametrize("kind", ["lora", "attention, rslora", "dora", "text alone"])
