@@ -84,7 +84,7 @@ class Task:
     arms: tuple[str, ...]
     steps: int
     points: int  # measured so often in a training
-    drawn: int  # pictures of stars at half-time and at the end; 0 means none
+    drawn: int  # pictures of stars at the end; 0 means none
     device: str
     deadline: float  # time.time()
 
@@ -181,14 +181,13 @@ def learn(bench: Bench, task: Task, name: str, reference: dict[int, Tensor]) -> 
         source = torch.Generator(bench.device).manual_seed(seed) if arm.rounding == "by_lot" else None
         state.optimizer.register_step_post_hook(lambda *_: round_to_bf16(lora.parameters(), source))
     at = {task.steps * (k + 1) // task.points for k in range(task.points)}
-    halves = {task.steps // 2, task.steps}
     before, moved, since = _rows(lora), torch.zeros(2, device=bench.device), 0
     for result in train(unet, lora, bench.batches(seed), config, state):
         after = _rows(lora)
         moved += torch.stack([(new != old).float().mean() for new, old in zip(after, before, strict=True)])
         before, since = after, since + 1
         if result.step in at:
-            loss, updates, stars = bench.measure(lora, task.drawn if result.step in halves else 0)
+            loss, updates, stars = bench.measure(lora, task.drawn if result.step == task.steps else 0)
             if name == "fp32":
                 reference[result.step] = updates
             theirs = reference.get(result.step)
@@ -217,13 +216,14 @@ def round_to_bf16(weights: list[torch.nn.Parameter], source: torch.Generator | N
     BF16 is FP32 without its last 16 bits. By chance means: a random number below 2^16 is added, and they are cut off;
     the mean is then the weight itself.
     """
-    for weight in weights:
-        if source is None:
-            weight.copy_(weight.bfloat16())
-            continue
-        bits = weight.data.view(torch.int32)
-        bits += torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=bits.device, generator=source)
-        bits &= -1 << 16
+    row = torch.cat([weight.flatten() for weight in weights])  # at once: a GPU is kept waiting by many small kernels
+    if source is None:
+        row = row.bfloat16().float()
+    else:
+        lots = torch.randint(0, 1 << 16, row.shape, dtype=torch.int32, device=row.device, generator=source)
+        row = ((row.view(torch.int32) + lots) & (-1 << 16)).view(torch.float32)
+    parts = row.split([weight.numel() for weight in weights])
+    torch._foreach_copy_(weights, [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)])
 
 
 def run(task: Task) -> None:
@@ -234,6 +234,8 @@ def run(task: Task) -> None:
         torch.set_num_threads(1)  # many processes share the machine
     bench, reference = Bench(device), dict[int, Tensor]()
     for name in task.arms:
+        if time.time() > task.deadline:
+            return
         for point in learn(bench, task, name, reference):
             print(json.dumps(asdict(point)), flush=True)
 
@@ -245,7 +247,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-3], help="peak learning rates")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--points", type=int, default=6, help="measures so often in a training")
-    parser.add_argument("--drawn", type=int, default=28, help="stars drawn at half-time and at the end")
+    parser.add_argument("--drawn", type=int, default=28, help="stars drawn at the end")
     parser.add_argument("--minutes", type=float, default=60.0, help="no step begins later")
     parser.add_argument("--processes", type=int, default=1, help="tasks at once; one is a rate and a seed")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
