@@ -409,6 +409,21 @@ class SampleSpec(Section):
     prompts: tuple[Text, ...] = Field(default=(), max_length=16, description="One picture each.")
 
 
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^,\x00-\x1f\x7f]+$")]
+
+
+class MetadataSpec(Section):
+    """What the files say of themselves to those who get them; docs/training.md has all that they say besides."""
+
+    title: Text | None = Field(default=None, description="null: the job's name.")
+    author: Text | None = Field(default=None, description="null: none is told.")
+    description: Text | None = Field(default=None, description="null: base model, number of pictures and steps.")
+    tags: tuple[Tag, ...] = Field(default=(), max_length=50, description="Kinds of LoRA that it belongs to: Style.")
+    license: Text | None = Field(default=None, description="Its name or address; null: none is told.")
+    usage_hint: Text | None = Field(default=None, description="How it is used, in a line; null: dataset.trigger.")
+    comment: Text | None = Field(default=None, description="Anything else, as sd-scripts' --training_comment.")
+
+
 class OutputSpec(Section):
     """Where the results go: `<uri>/<job id>/`."""
 
@@ -419,6 +434,7 @@ class OutputSpec(Section):
         max_length=2,
         description="kohya: lora.safetensors; diffusers: PEFT names.",
     )
+    metadata: MetadataSpec = MetadataSpec()
 
 
 class JobSpec(Section):

@@ -36,6 +36,7 @@ from worker.config import Places, trainer_config
 from worker.downloads import Downloads
 from worker.encodings import Encodings
 from worker.eviction import make_room
+from worker.header import of_job
 from worker.inputs import InputMissing, Inputs
 from worker.lease import UPLOAD_SHARE_OF_GRACE, Cancelled, Lease, LeaseLost, Preempted, TimedOut
 from worker.loop.config_json import write_config
@@ -119,8 +120,10 @@ def _carry_out(record: JobRecord, lease: Lease, settings: Settings) -> None:
         make_room(data_dir / "cache", encodings_max_bytes)  # what attempts that were killed have left
         resume_from, samples = _newest_checkpoint(record, storage, scratch, lease)
         lease.check()
+        config = trainer_config(record.spec, places, settings)
         config = replace(
-            trainer_config(record.spec, places, settings),
+            config,
+            header=of_job(config.header, record),
             resume_from=resume_from and str(resume_from),
             cache_answer=str(encodings.answer),
         )

@@ -7,6 +7,7 @@ from jobs.settings import Settings
 from jobs.shards import is_sharded
 from jobs.spec import JobSpec, MasksSpec, RegularisationSpec, ValidationSpec
 from worker.data.config import DatasetConfig, MasksConfig, RegularisationConfig, ShuffleConfig
+from worker.header import header_config
 from worker.loop.config import (
     CheckpointsConfig,
     LossConfig,
@@ -97,6 +98,7 @@ def trainer_config(spec: JobSpec, places: Places, settings: Settings) -> Trainer
         samples=SamplesConfig(prompts=spec.samples.prompts, every_n_steps=spec.samples.every_n_steps),
         validation=_validation(training.validation),
         formats=spec.output.formats,
+        header=header_config(spec),
     )
 
 

@@ -15,6 +15,7 @@ from jobs import events
 from jobs.errors import FailureReason, ObjectNotFound
 from jobs.manifest import MANIFEST_NAME, Manifest, sha256_of
 from jobs.record import JobRecord
+from jobs.spec_text import read_spec
 from jobs.status import Status
 from jobs.uri import S3Uri
 
@@ -49,6 +50,19 @@ def assert_no_output(storage, record: JobRecord) -> None:
         manifest_of(storage, record)
 
 
+def assert_told(file, record: JobRecord) -> None:
+    """A LoRA's file says of its job what is true."""
+    with safetensors.safe_open(file, "np") as opened:
+        header = opened.metadata()
+    attempt = record.attempts[0]
+    assert header["ss_output_name"] == header["modelspec.title"] == record.spec.name
+    assert header["ss_sd_model_name"] == record.spec.base_model.rpartition("/")[2]
+    assert read_spec(header["loraq_spec"]) == record.spec
+    assert float(header["ss_training_started_at"]) == attempt.started_at.timestamp()
+    assert attempt.started_at.timestamp() < float(header["ss_training_finished_at"]) < attempt.ended_at.timestamp()
+    assert header["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+
+
 def test_two_jobs_in_order_each_with_one_committed_output(store, storage, worker, submit, bucket, make_spec, tmp_path):
     dataset = bucket("main-job")
     told = {"resolution": 64, "steps": 4, "validation": {"share": 0.25, "every_n_steps": 2}}
@@ -68,6 +82,7 @@ def test_two_jobs_in_order_each_with_one_committed_output(store, storage, worker
     for file in manifest.files:
         storage.download(S3Uri.parse(done.output_uri) / file.stored_as, tmp_path / file.path)
         assert sha256_of(tmp_path / file.path) == file.sha256
+    assert_told(tmp_path / "lora.safetensors", done)
     happened = list(events.read(store.redis, first.id))
     moves = [event.data["to"] for event in happened if event.kind == "status"]
     assert moves == ["queued", "preparing", "training", "uploading", "succeeded"]

@@ -123,7 +123,7 @@ def test_diffusers_encodes_and_predicts_from_the_file_what_the_adapter_does(
     if form == "kohya":
         save_kohya(lora, file, {})
     else:
-        save_diffusers(lora, file)
+        save_diffusers(lora, file, {})
     again = make_models(**config)[2]
     again.load_state_dict(weights_from(file, again))  # and so does our own reader
     for name, weight in again.state_dict().items():

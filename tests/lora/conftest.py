@@ -18,7 +18,7 @@ def save(lora: LoRA, file: Path, form: str) -> None:
     if form == "kohya":
         save_kohya(lora, file, {})
     else:
-        save_diffusers(lora, file)
+        save_diffusers(lora, file, {})
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_a_diffusers_file_holds_pefts_names_with_alpha_folded_in(
     make_unet: Callable[..., UNet], make_adapter: Callable[..., LoRA], tmp_path: Path
 ) -> None:
     lora, file = make_adapter(make_unet(), RANK_4_ALPHA_16), tmp_path / "lora.safetensors"
-    save_diffusers(lora, file)
+    save_diffusers(lora, file, {})
     tensors = safetensors.torch.load_file(file)
     assert len(tensors) == 2 * len(lora.modules)
     for path, layer in lora.modules.items():
@@ -99,21 +100,18 @@ def test_a_smaller_dtype_rounds_weights_and_leaves_alpha(
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(
-    make_unet: Callable[..., UNet],
-    make_adapter: Callable[..., LoRA],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    make_unet: Callable[..., UNet], make_adapter: Callable[..., LoRA], tmp_path: Path
 ) -> None:
     lora, file = make_adapter(make_unet()), tmp_path / "lora.safetensors"
     save_kohya(lora, file, {})
     before = file.read_bytes()
 
-    def full_disk(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half a fi")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        save_kohya(lora, file, {"ss_steps": "21"})
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, most))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_kohya(lora, file, {"ss_steps": "21"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
     assert file.read_bytes() == before

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.lora.conftest import save
 from worker.lora.config import LoRAConfig, Override
+from worker.lora.export import save_diffusers
 from worker.lora.inject import LoRA, inject
 from worker.lora.names import kohya_name
 from worker.model.unet import UNet, UNetConfig
@@ -41,8 +42,10 @@ def diffusers_prediction(base: UNet, file: Path, inputs: tuple[Tensor, ...]) -> 
     theirs = UNet2DConditionModel.from_config(UNetConfig.tiny().to_diffusers())
     assert isinstance(theirs, UNet2DConditionModel)
     theirs.load_state_dict(base.state_dict())
-    state, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(file, unet_config=theirs.config)
-    StableDiffusionXLLoraLoaderMixin.load_lora_into_unet(state, alphas, theirs)
+    state, alphas, metadata = StableDiffusionXLLoraLoaderMixin.lora_state_dict(
+        file, unet_config=theirs.config, return_lora_metadata=True
+    )
+    StableDiffusionXLLoraLoaderMixin.load_lora_into_unet(state, alphas, theirs, metadata=metadata)
     noisy_latents, timesteps, text_embeds, pooled_text_embeds, time_ids = inputs
     conditions = {"text_embeds": pooled_text_embeds, "time_ids": time_ids}
     with torch.no_grad():
@@ -94,6 +97,27 @@ def test_a_reader_predicts_from_the_file_what_the_adapter_predicts(
         merged = make_unet()
         assert merge_as_comfyui(merged, safetensors.torch.load_file(file), kohya_name) == len(lora.modules)
         torch.testing.assert_close(merged(*unet_inputs), ours, rtol=1e-4, atol=1e-5)
+
+
+def test_diffusers_takes_the_scale_from_the_tensors_and_an_alpha_in_the_header_would_spoil_it(
+    make_unet: Callable[..., UNet], make_adapter: Callable[..., LoRA], unet_inputs: tuple[Tensor, ...], tmp_path: Path
+) -> None:
+    unet, plain, spoilt = make_unet(), tmp_path / "plain.safetensors", tmp_path / "spoilt.safetensors"
+    lora = make_adapter(unet, LoRAConfig(rank=4, alpha=16.0))
+    ours = unet(*unet_inputs).detach()
+    told = {"ss_steps": "20", "modelspec.title": "cat", "loraq_spec": '{"lora": {"rank": 4, "alpha": 16.0}}'}
+    save_diffusers(lora, plain, told)
+    with safetensors.safe_open(plain, "pt") as file:
+        header = file.metadata()
+    assert told.items() <= header.items()
+    assert (header["format"], header["modelspec.implementation"]) == ("pt", "diffusers")
+    assert not any("alpha" in key or key.startswith(("ss_network", "lora_")) for key in header)
+    torch.testing.assert_close(diffusers_prediction(make_unet(), plain, unet_inputs), ours, rtol=1e-4, atol=1e-5)
+
+    config = {"unet.r": 4, "unet.lora_alpha": 16.0, "unet.target_modules": sorted(lora.modules)}
+    save_diffusers(lora, spoilt, {"lora_adapter_metadata": json.dumps(config)})
+    theirs = diffusers_prediction(make_unet(), spoilt, unet_inputs)
+    assert (theirs - ours).abs().max() > 0.01, "a scale of 4 twice"
 
 
 def test_kohya_names_and_shapes_are_those_that_sd_scripts_gives_the_full_size_unet() -> None:

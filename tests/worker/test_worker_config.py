@@ -80,6 +80,13 @@ TOLD = {
     "samples.every_n_steps": 5,
     "samples.prompts": ["a cat"],
     "output.formats": ["kohya"],
+    "output.metadata.title": "Ginger cat",
+    "output.metadata.author": "Jo",
+    "output.metadata.description": "Of one cat.",
+    "output.metadata.tags": ["Animal"],
+    "output.metadata.license": "CC0",
+    "output.metadata.usage_hint": "strength 0.8",
+    "output.metadata.comment": "second try",
 }
 
 # Of sections that are off when they are left out.

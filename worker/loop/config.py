@@ -131,6 +131,29 @@ class CheckpointsConfig:
 
 
 @dataclass(frozen=True)
+class HeaderConfig:
+    """What the headers of the files say that training itself does not need to know."""
+
+    name: str = "lora"
+    """Of the output, for programs that call a LoRA by name."""
+
+    title: str = "LoRA"
+    """Of the output, for people."""
+
+    base_model: str | None = None
+    """Name of the base model's file or folder; None: that which it has on this machine."""
+
+    dataset: str = "dataset"
+    """Name of the folder of pictures."""
+
+    started_at_s: float | None = None
+    """When the training began, in seconds since 1970; None: no times are told, and equal trainings give equal files."""
+
+    entries: tuple[tuple[str, str], ...] = ()
+    """(key, value): further entries, which win over those of the trainer."""
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
     base_model: str
     """Path of the SDXL base model: one .safetensors file, or a folder in diffusers' layout."""
@@ -175,3 +198,5 @@ class TrainerConfig:
 
     formats: tuple[Format, ...] = ("kohya", "diffusers")
     """kohya writes lora.safetensors, diffusers writes lora_diffusers.safetensors."""
+
+    header: HeaderConfig = field(default_factory=HeaderConfig)

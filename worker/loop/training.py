@@ -32,6 +32,7 @@ from worker.errors import ResumeRefused
 from worker.loop.config import TrainerConfig
 from worker.loop.device import device_of
 from worker.loop.due import check_same, due_after
+from worker.loop.header import Header
 from worker.loop.identity import identity_of
 from worker.loop.loss import as_the_base_says, noise_schedule
 from worker.loop.metrics import Metrics
@@ -129,6 +130,8 @@ class Training:
         self.emit("dataset", **in_short(report))
         for message in (*report.warnings, *too_long):
             self.emit("warning", message=message)
+        if self.ranks.first:
+            self.header = Header(self.config, base, dataset, cuts, self.ranks.size)
         return base, dataset, cuts
 
     def _encode(
@@ -290,7 +293,7 @@ class Training:
                         return
             self.emit("phase", name="exporting")
             with evaluated(state.optimizer):
-                files = write_outputs(self.output, config, lora, state.ema, metrics)
+                files = write_outputs(self.output, config, lora, state.ema, metrics, self.header)
             first, final = metrics.ends()
             names = [self._relative(file) for file in files]
             self.emit("finished", steps=state.step, loss_first=first, loss_last=final, files=names)

@@ -8,15 +8,14 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from worker.atomic import whole_file
 from worker.lora.dora import DoRAConv2d, DoRALinear
 from worker.lora.inject import LoRA
-from worker.lora.metadata import kohya_header
+from worker.lora.metadata import diffusers_header, hashes, kohya_header
 from worker.lora.names import kohya_name, peft_name
+from worker.lora.serialized import Serialized
 
 
 def save_kohya(lora: LoRA, path: Path, metadata: Mapping[str, str], dtype: torch.dtype = torch.float32) -> None:
@@ -46,16 +45,16 @@ def save_kohya(lora: LoRA, path: Path, metadata: Mapping[str, str], dtype: torch
         if isinstance(layer, DoRALinear | DoRAConv2d):
             shape = (-1, *(1 for _ in layer.weight.shape[1:]))
             tensors[f"{name}.dora_scale"] = _portable(layer.lora_magnitude.view(shape), torch.float32)
-    _write(tensors, path, kohya_header(lora.config, tensors, metadata))
+    _write(tensors, path, kohya_header(lora.config, metadata))
 
 
-def save_diffusers(lora: LoRA, path: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_diffusers(lora: LoRA, path: Path, metadata: Mapping[str, str], dtype: torch.dtype = torch.float32) -> None:
     """Write the adapter with PEFT's names: `unet.<path>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r].
 
     The scale is folded into lora_B, and no alpha is told: readers that know of no alpha and readers that take
     alpha = rank for granted then both get the trained strength. With DoRA, `.lora_magnitude_vector` [out] or
     [1, out, 1, 1] joins them; on text encoders with `.weight` behind it, as transformers 5 reads it and diffusers does
-    not.
+    not. The arguments are those of `save_kohya`.
     """
     tensors: dict[str, Tensor] = {}
     for module_path, layer in lora.modules.items():
@@ -67,7 +66,7 @@ def save_diffusers(lora: LoRA, path: Path, dtype: torch.dtype = torch.float32) -
             shaped = magnitude.view(1, -1, 1, 1) if isinstance(layer, DoRAConv2d) else magnitude
             end = ".weight" if name.startswith("text_encoder") else ""
             tensors[f"{name}.lora_magnitude_vector{end}"] = _portable(shaped, torch.float32)
-    _write(tensors, path, {"format": "pt"})
+    _write(tensors, path, diffusers_header(lora.config, metadata))
 
 
 def _portable(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -75,5 +74,5 @@ def _portable(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _write(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
-    with whole_file(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, header)
+    serialized = Serialized(tensors)
+    serialized.write(path, header | hashes(serialized, header))

@@ -22,7 +22,7 @@ from worker.errors import BaseModelInvalid, LoRAInvalid
 from worker.lora.adapter_file import StoredUpdate, by_path, read_adapter
 from worker.model.base_model import BaseModel, open_base_model
 from worker.model.single_file import Part
-from worker.model.stored_tensors import LENGTH_BYTES, StoredTensor, read_header
+from worker.model.stored_tensors import StoredTensor, header_bytes, read_header
 from worker.model.unet import UNet
 
 MERGED_KEY = "loraq.merged"  # metadata of the outcome: JSON, what was merged in, in order
@@ -169,17 +169,16 @@ def _rewrite(stream: BinaryIO, data_start: int, place: _Place, update: StoredUpd
 def _copy(source: Path, target: Path, stored: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> int:
     """Write a safetensors file with the data of `source` and another header; return where its data begins."""
     begin = _data_start(stored)
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    entries: dict[str, dict[str, object]] = {}
     for key, tensor in stored.items():
         offsets = [tensor.start - begin, tensor.end - begin]
-        header[key] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % LENGTH_BYTES)  # the format's alignment of the data
+        entries[key] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+    header = header_bytes(metadata, entries)
     with source.open("rb") as reader, target.open("wb") as writer:
-        writer.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+        writer.write(header)
         reader.seek(begin)
         shutil.copyfileobj(reader, writer, _COPY_BYTES)
-    return LENGTH_BYTES + len(text)
+    return len(header)
 
 
 def _data_start(stored: Mapping[str, StoredTensor]) -> int:

@@ -1,25 +1,34 @@
-"""The header of a kohya file, by which browsers, trainers and programs that draw know what it is. All are strings.
+"""The headers of both files, by which browsers, trainers and programs that draw know what they are. All are strings.
 
 Sources: kohya-ss/sd-scripts v0.10.1 (commit 48d368fa), train_network.py, library/train_util.py for `ss_*` and `sshs_*`,
 library/sai_model_spec.py; https://github.com/Stability-AI/ModelSpec for `modelspec.*`.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 
-import safetensors.torch
-from torch import Tensor
-
 from worker.lora.config import LoRAConfig
+from worker.lora.serialized import Serialized
+from worker.model.checkpoint_hashes import LEGACY_END, LEGACY_START, legacy_hash
 
-_LEGACY_START, _LEGACY_END = 0x100000, 0x110000  # the bytes that A1111's old hash of a checkpoint looks at
+_OF_KOHYA_FILE = "ss_network_"  # begins what says how a kohya file is to be scaled, and by whose code
+
+_LORA: tuple[str, dict[str, str]] = ("networks.lora", {})
 
 
-def kohya_header(config: LoRAConfig, tensors: dict[str, Tensor], entries: Mapping[str, str]) -> dict[str, str]:
-    """Return the whole header of a file with `tensors`. `entries` win over what is made here of the adapter alone."""
-    header = _of_adapter(config) | dict(entries)
-    return header | _hashes(tensors, header)
+def kohya_header(config: LoRAConfig, entries: Mapping[str, str]) -> dict[str, str]:
+    """The header of a file with kohya's names, but for its hashes: `entries`, which win, and what the adapter is."""
+    return _of_adapter(config) | dict(entries)
+
+
+def diffusers_header(config: LoRAConfig, entries: Mapping[str, str]) -> dict[str, str]:
+    """The same for a file with PEFT's names.
+
+    It has neither `ss_network_alpha` nor diffusers' own `lora_adapter_metadata`: of what the latter can say, diffusers
+    infers all from the tensors, and an alpha in it would scale what is scaled already.
+    """
+    header = {key: value for key, value in _of_adapter(config).items() if not key.startswith(_OF_KOHYA_FILE)}
+    return header | {"format": "pt", "modelspec.implementation": "diffusers"} | dict(entries)
 
 
 def _of_adapter(config: LoRAConfig) -> dict[str, str]:
@@ -54,20 +63,15 @@ def _of_adapter(config: LoRAConfig) -> dict[str, str]:
     return header | ({"ss_network_dropout": str(config.dropout)} if config.dropout else {})
 
 
-_LORA: tuple[str, dict[str, str]] = ("networks.lora", {})
-
-
-def _hashes(tensors: dict[str, Tensor], header: Mapping[str, str]) -> dict[str, str]:
+def hashes(tensors: Serialized, header: Mapping[str, str]) -> dict[str, str]:
     """Hashes by which browsers know a file: of the tensors' bytes, and the short one of A1111's older versions.
 
     sd-scripts takes the file as it is with the `ss_*` entries alone, so that a later change of other entries, as of a
     title, leaves the hashes as they are.
     """
-    data = safetensors.torch.save(tensors, {key: value for key, value in header.items() if key.startswith("ss_")})
-    header_bytes = 8 + int.from_bytes(data[:8], "little")
-    of_tensors = hashlib.sha256(data[header_bytes:]).hexdigest()
+    of_training = {key: value for key, value in header.items() if key.startswith("ss_")}
     return {
-        "sshs_model_hash": of_tensors,
-        "sshs_legacy_hash": hashlib.sha256(data[_LEGACY_START:_LEGACY_END]).hexdigest()[:8],
-        "modelspec.hash_sha256": f"0x{of_tensors}",
+        "sshs_model_hash": tensors.sha256,
+        "sshs_legacy_hash": legacy_hash(tensors.part(of_training, LEGACY_START, LEGACY_END)),
+        "modelspec.hash_sha256": f"0x{tensors.sha256}",
     }

@@ -8,7 +8,7 @@ Source: https://github.com/huggingface/safetensors#format
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,18 @@ def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
             f"Fetch it again."
         )
     return tensors, metadata
+
+
+def header_bytes(metadata: Mapping[str, str], entries: Mapping[str, Mapping[str, object]]) -> bytes:
+    """The first bytes of a file, up to its tensors' own.
+
+    Args:
+        metadata: in the order it is to have.
+        entries: of each tensor: dtype, shape, and data_offsets, counted from where the header ends.
+    """
+    text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)  # the format's alignment of the data
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 def content_sha256(tensors: Iterable[StoredTensor], *extra: str) -> str:
