@@ -59,7 +59,7 @@ def test_a_caption_that_is_left_out_is_the_empty_one_as_the_encoders_are(
     plain = make_models()[1]
 
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_paths["diffusers"], dtype=torch.float32)
-    save_diffusers(lora, tmp_path / "lora.safetensors")
+    save_diffusers(lora, tmp_path / "lora.safetensors", {})
     pipeline.load_lora_weights(tmp_path / "lora.safetensors")
     with torch.no_grad():
         ours = encoders.embed(batches.at(0).text_embeds)
