@@ -1,7 +1,7 @@
 """Trainings of the tiny base model on the real photos, with everything that is the same made once."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,3 +120,12 @@ def make_models(base: BaseModel) -> Callable[..., Models]:
         return unet, encoders, adapter
 
     return make
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the processes have: sums are the same to the bit only with the same number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

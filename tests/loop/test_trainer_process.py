@@ -52,15 +52,6 @@ def finish(process: subprocess.Popen[str]) -> tuple[list[dict[str, Any]], str]:
     return [json.loads(line) for line in stdout.splitlines()], stderr
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As the processes have: sums are the same to the bit only with the same number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_a_stopped_and_a_second_process_equal_one_training_that_was_never_stopped(
     make_config: Callable[..., TrainerConfig], tmp_path: Path

@@ -107,7 +107,14 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    """Write tensors, each by itself: on a CPU all 8-bit moments share two maps of 256 values, which no file can."""
+    apart: dict[str, Tensor] = {}
+    addresses: set[int] = set()
+    for name, tensor in tensors.items():
+        saved = tensor.detach().cpu().contiguous()
+        apart[name] = saved.clone() if saved.data_ptr() in addresses else saved
+        addresses.add(saved.data_ptr())
+    safetensors.torch.save_file(apart, path)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
