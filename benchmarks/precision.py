@@ -10,6 +10,7 @@ one JSON line an arm and point in the training, as they come; processes share th
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import tempfile
@@ -85,7 +86,7 @@ class Task:
     steps: int
     points: int  # measured so often in a training
     drawn: int  # pictures of stars at the end; 0 means none
-    device: str
+    device: str  # where there are several GPUs, one each task in turn: cuda:0, cuda:1, cuda:0, ...
     deadline: float  # time.time()
 
 
@@ -231,6 +232,7 @@ def run(task: Task) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = torch.device(task.device)
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         torch.set_num_threads(1)  # many processes share the machine
     bench, reference = Bench(device), dict[int, Tensor]()
     for name in task.arms:
@@ -254,11 +256,17 @@ def main() -> None:
     arguments = parser.parse_args()
     deadline = time.time() + 60 * arguments.minutes
     print(json.dumps(_where(arguments.device) | vars(arguments)), flush=True)
-    same = (tuple(arguments.arms), arguments.steps, arguments.points, arguments.drawn, arguments.device, deadline)
-    tasks = [Task(rate, seed, *same) for seed in arguments.seeds for rate in arguments.rates]
+    same = (tuple(arguments.arms), arguments.steps, arguments.points, arguments.drawn)
+    pairs = [(rate, seed) for seed in arguments.seeds for rate in arguments.rates]
+    devices = itertools.cycle(_devices(arguments.device))
+    tasks = [Task(*pair, *same, device, deadline) for pair, device in zip(pairs, devices, strict=False)]
     with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn")) as pool:
         for _ in pool.map(run, tasks):
             pass
+
+
+def _devices(device: str) -> list[str]:
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] if device == "cuda" else [device]
 
 
 def _where(device: str) -> dict[str, Any]:
