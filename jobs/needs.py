@@ -17,8 +17,17 @@ VAE_GIB = (
     2.5  # a picture of 1024 x 1024 through the VAE: ten activations of 128 channels in BF16, and their convolution
 )
 TEXT_RESIDENT_GIB = 1.52  # both text encoders in BF16, 817,720,320 weights, where they are trained along
-TEXT_CAPTION_GIB = 0.2  # what they keep of a caption of 77 tokens for backward; not measured
+TEXT_CAPTION_GIB = 0.27  # what they keep of a caption of 77 tokens for backward
 OUTSIDE_GIB = 1.0  # CUDA's context 0.52, and blocks that the allocator cannot fill
+
+# A fine-tuning of the whole U-Net: 2,567,463,684 weights in BF16 and, if so asked, masters in FP32; their gradients, in
+# the same dtype; what the optimizer keeps, in FP32.
+UNET_GIB = 2_567_463_684 / 2**30  # a byte a weight
+FINE_TUNING_BYTES = {"bfloat16": 2, "float32": 6}
+FINE_TUNING_GRADIENT_BYTES = {"bfloat16": 2, "float32": 4}
+FINE_TUNING_OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2.1, "adafactor": 0.02, "lion": 4}
+FINE_TUNING_OPTIMIZER_BYTES_AT_MOST = 16  # prodigy's; schedule-free AdamW's with the copy while it is looked at
+FINE_TUNING_STEP_GIB = (1.33, 0.28)  # besides, and a picture of 1024 x 1024 more
 
 BYTES_A_WEIGHT = {"adamw": 16}  # of the adapter, FP32: weight, gradient and two moments
 BYTES_A_WEIGHT_AT_MOST = 24  # with any other optimizer: prodigy keeps its start and a numerator besides
@@ -45,6 +54,14 @@ def adapter_weights(lora: LoRASpec) -> int:
 def estimate_gib(spec: JobSpec) -> float:
     """GPU memory that the training takes, GiB a card, context included."""
     pictures = (spec.training.resolution / 1024) ** 2
+    resident_gib, step_gib = _fine_tuning_gib(spec, pictures) if spec.fine_tuning else _lora_gib(spec, pictures)
+    encode_gib = VAE_GIB * pictures
+    draw_gib = resident_gib + VAE_GIB * pictures if spec.samples.prompts else 0.0
+    return max(step_gib, encode_gib, draw_gib) + OUTSIDE_GIB
+
+
+def _lora_gib(spec: JobSpec, pictures: float) -> tuple[float, float]:
+    """What is there between steps, and the peak of one. `pictures`: of 1024 x 1024 in one of the spec's."""
     checkpointing, targets = spec.memory.checkpointing or "all", spec.lora.targets
     picture_gib = PICTURE_GIB.get((checkpointing, targets)) or PICTURE_OTHER_TARGETS_GIB[checkpointing]
     if checkpointing == "none" and (targets == "locon" or spec.lora.patterns):
@@ -57,10 +74,22 @@ def estimate_gib(spec: JobSpec) -> float:
     if spec.lora.text_encoders:
         resident_gib += TEXT_RESIDENT_GIB
         captions_gib = spec.training.batch_size * spec.dataset.captions.max_tokens / 75 * TEXT_CAPTION_GIB
-    step_gib = resident_gib + captions_gib + spec.training.batch_size * pictures * picture_gib
-    encode_gib = VAE_GIB * pictures
-    draw_gib = resident_gib + VAE_GIB * pictures if spec.samples.prompts else 0.0
-    return max(step_gib, encode_gib, draw_gib) + OUTSIDE_GIB
+    return resident_gib, resident_gib + captions_gib + spec.training.batch_size * pictures * picture_gib
+
+
+def _fine_tuning_gib(spec: JobSpec, pictures: float) -> tuple[float, float]:
+    """The same without an adapter. Gradients come as activations go, so that the larger of both counts."""
+    assert spec.fine_tuning
+    weights, optimizer = spec.fine_tuning.weights, spec.training.optimizer.name
+    moments = FINE_TUNING_OPTIMIZER_BYTES.get(optimizer, FINE_TUNING_OPTIMIZER_BYTES_AT_MOST)
+    gradients_gib = UNET_GIB * FINE_TUNING_GRADIENT_BYTES[weights]
+    resident_gib = UNET_GIB * (FINE_TUNING_BYTES[weights] + moments)
+    exchange_gib = 4 * UNET_GIB if spec.gpus > 1 else 0.0  # all gradients in one buffer, in FP32
+    images = spec.training.batch_size * pictures
+    activations_gib = PICTURE_OTHER_TARGETS_GIB[spec.memory.checkpointing or "all"] * images
+    constant_gib, picture_gib = FINE_TUNING_STEP_GIB
+    peak_gib = max(gradients_gib, activations_gib) + exchange_gib + constant_gib + picture_gib * images
+    return resident_gib, resident_gib + peak_gib
 
 
 def needed_class(spec: JobSpec) -> GpuClass:

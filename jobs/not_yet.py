@@ -20,16 +20,22 @@ def not_yet(spec: JobSpec) -> Iterator[Problem]:
         yield Problem(
             "memory.budget_gib",
             f"is {spec.memory.budget_gib:g}, but as it is written this training takes about {need_gib:.1f} GiB, and "
-            "loraq does not make one smaller by itself yet: allow so much, use memory.checkpointing all, or lower "
-            "training.resolution, training.batch_size or lora.rank.",
+            f"loraq does not make one smaller by itself yet: allow so much, {_smaller(spec)}.",
         )
     elif estimate_gib(spec) > largest_gib():
         yield Problem(
             "training.batch_size",
             f"this training takes about {estimate_gib(spec):.0f} GiB of a card, and the largest has "
-            f"{largest_gib():.0f}: lower batch_size, resolution or lora.rank, or use memory.checkpointing all.",
+            f"{largest_gib():.0f}: {_smaller(spec)}.",
         )
     if spec.memory.base_dtype == "int8":
         yield Problem("memory.base_dtype", "int8 is not carried out yet: use bfloat16.")
     if spec.memory.streamed_blocks:
         yield Problem("memory.streamed_blocks", "is not carried out yet: use 0 or leave it out.")
+
+
+def _smaller(spec: JobSpec) -> str:
+    """What makes a training take less."""
+    if spec.fine_tuning:
+        return "use fine_tuning.weights bfloat16 with optimizer adafactor, or lower training.batch_size or resolution"
+    return "use memory.checkpointing all, or lower training.resolution, training.batch_size or lora.rank"

@@ -228,6 +228,16 @@ class LoRASpec(Section):
         return self
 
 
+class FineTuningSpec(Section):
+    """All weights of the U-Net are trained in place of an adapter, and a whole checkpoint comes of it."""
+
+    weights: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="float32: master weights, of which the model computes with roundings, about 47 GiB with adamw; "
+        "bfloat16: the model's own, each update rounded stochastically, a third of that with adafactor.",
+    )
+
+
 class OptimizerSpec(Section):
     """How the adapter's weights move."""
 
@@ -438,7 +448,7 @@ class OutputSpec(Section):
 
 
 class JobSpec(Section):
-    """One SDXL LoRA training."""
+    """One SDXL training: of a LoRA, or of all of the U-Net."""
 
     version: Literal[1] = Field(description="Version of this format.")
     name: Name = Field(description="Short name: a-z, 0-9 and -, at most 63 characters.")
@@ -446,6 +456,9 @@ class JobSpec(Section):
     base_model: SourceUri = Field(description="SDXL .safetensors file or diffusers folder: s3://, or file:///.")
     dataset: DatasetSpec
     lora: LoRASpec = LoRASpec()
+    fine_tuning: FineTuningSpec | None = Field(
+        default=None, description="Train all of the U-Net instead of a LoRA; null: a LoRA."
+    )
     training: TrainingSpec = TrainingSpec()
     memory: MemorySpec = MemorySpec()
     gpus: int = Field(
@@ -469,6 +482,31 @@ class JobSpec(Section):
         if step and resolution % step:
             raise ValueError(
                 f"training.resolution is {resolution}, but dataset.bucket_step_px is {step}: use a multiple of it."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fine_tuning_alone(self) -> Self:
+        if self.fine_tuning is None:
+            return self
+        optimizer = self.training.optimizer
+        if self.preset:
+            raise ValueError(f"preset {self.preset} is made for a LoRA, and fine_tuning is none: leave it out.")
+        if self.lora != LoRASpec():  # compared, since a spec that was stored names every field
+            raise ValueError("fine_tuning trains all of the U-Net, and lora an adapter on it: leave one of them out.")
+        if self.output.formats != OutputSpec.model_fields["formats"].default:
+            raise ValueError("output.formats are a LoRA's, and fine_tuning leaves one checkpoint: leave formats out.")
+        if self.training.ema:
+            raise ValueError("training.ema averages a LoRA, not the billions of weights of fine_tuning: leave it out.")
+        if "learning_rate" not in optimizer.model_fields_set:
+            raise ValueError(
+                "fine_tuning moves every weight, and training.optimizer.learning_rate is made for a LoRA: name one, "
+                "1e-5 is usual."
+            )
+        if self.fine_tuning.weights == "bfloat16" and optimizer.name in ("prodigy", "schedule_free_adamw"):
+            raise ValueError(
+                f"training.optimizer.name is {optimizer.name}, which does not go from weight to weight as fine_tuning "
+                "of bfloat16 weights must: use adamw, adamw8bit, adafactor or lion, or float32 weights."
             )
         return self
 

@@ -10,6 +10,7 @@ from worker.data.config import DatasetConfig, MasksConfig, RegularisationConfig,
 from worker.header import header_config
 from worker.loop.config import (
     CheckpointsConfig,
+    FineTuningConfig,
     LossConfig,
     OptimizerConfig,
     SamplesConfig,
@@ -89,6 +90,7 @@ def trainer_config(spec: JobSpec, places: Places, settings: Settings) -> Trainer
             ema_device=training.ema.device if training.ema else "training",
         ),
         lora=_lora_config(spec, places.init_from),
+        fine_tuning=spec.fine_tuning and FineTuningConfig(spec.fine_tuning.weights),
         resolution=training.resolution,
         batch_size=training.batch_size,
         checkpointing=spec.memory.checkpointing or "all",

@@ -194,3 +194,38 @@ def test_the_committed_schema_is_the_spec_s():
 
     assert committed == json_schema(), "run: python -m jobs.spec_text > jobs/job-spec.v1.schema.json"
     assert json.loads(committed)["$defs"]["LoRASpec"]["additionalProperties"] is False
+
+
+def fine_tuning(**changes):
+    """A spec of one that is valid, with other sections."""
+    training = {"optimizer": {"name": "adamw", "learning_rate": 1e-5}}
+    return minimal(**{"fine_tuning": {"weights": "bfloat16"}, "training": training} | changes)
+
+
+def test_fine_tuning_survives_a_round_trip():
+    spec = parse_spec(fine_tuning())
+
+    assert spec.fine_tuning.weights == "bfloat16"
+    assert read_spec(write_spec(spec)) == spec  # the copy names every field, those of lora too
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lora": {"rank": 8}}, "leave one of them out"),
+        ({"preset": "24gb"}, "preset 24gb is made for a LoRA"),
+        ({"training": {"optimizer": {"name": "adamw"}}}, "1e-5 is usual"),
+        ({"training": {"optimizer": {"learning_rate": 1e-5}, "ema": {}}}, "training.ema averages a LoRA"),
+        ({"output": {"uri": "s3://outputs/cat/", "formats": ["kohya"]}}, "leave formats out"),
+        ({"training": {"optimizer": {"name": "prodigy", "learning_rate": 1.0}}}, "use adamw, adamw8bit, adafactor"),
+    ],
+)
+def test_what_does_not_go_with_fine_tuning_is_refused(changes, says):
+    assert says in " ".join(faults(fine_tuning(**changes)).values())
+
+
+def test_fine_tuning_that_is_too_large_is_told_what_makes_it_smaller():
+    found = faults(fine_tuning(memory={"budget_gib": 12}))
+
+    assert set(found) == {"memory.budget_gib"}
+    assert "optimizer adafactor" in found["memory.budget_gib"]

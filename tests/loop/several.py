@@ -51,14 +51,14 @@ INTERFERE = """
 import os, sys
 import torch
 from worker import trainer
-from worker.loop.training import Training
+from worker.loop import training
 if os.environ["RANK"] == "1":
-    load = Training._load
-    def interfere(self, base):
-        unet, lora = load(self, base)
+    load = training.load
+    def interfere(*told):
+        unet, lora = load(*told)
         {interference}
         return unet, lora
-    Training._load = interfere
+    training.load = interfere
 sys.exit(trainer.main(sys.argv[1:]))
 """
 """In the trainer's place: rank 1 does something else than the others once its base model is loaded."""

@@ -5,6 +5,8 @@ LoRA, schedule, loss and clipping it is, so what is left is rounding, which trai
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +18,13 @@ from diffusers.training_utils import compute_snr
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
+from worker.fine_tuning.weights import FullWeights
 from worker.loop.config import LossConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from worker.loop.optim import learning_rate
 from worker.loop.step import draw_noise
 from worker.loop.train import train
+from worker.model.base_model import open_base_model
+from worker.model.weights import load_unet
 
 pytestmark = pytest.mark.parity
 
@@ -38,13 +43,18 @@ def config_of(loss: LossConfig) -> TrainConfig:
     )
 
 
-def theirs_on(base: Any, adapter: dict[str, torch.Tensor]) -> UNet2DConditionModel:
-    """diffusers' U-Net with the base's weights, and peft's LoRA on it that starts as ours does."""
+def their_unet(base: Any) -> UNet2DConditionModel:
+    """diffusers' U-Net with the base's weights."""
     unet = UNet2DConditionModel.from_config(base.config.to_diffusers())
     unet.load_state_dict(
         {name.replace(".base.", "."): w for name, w in base.state_dict().items() if "lora_" not in name}
     )
-    unet.requires_grad_(False)
+    return unet
+
+
+def theirs_on(base: Any, adapter: dict[str, torch.Tensor]) -> UNet2DConditionModel:
+    """The same with peft's LoRA on it that starts as ours does."""
+    unet = their_unet(base).requires_grad_(False)
     unet.add_adapter(LoraConfig(r=4, lora_alpha=16, target_modules=["to_q", "to_k", "to_v"]))
     state = {f"{name}.weight": weight for name, weight in adapter.items()}
     missing = set_peft_model_state_dict(unet, state)
@@ -109,3 +119,22 @@ def test_fifty_steps_are_theirs(make_setup: Callable, loss: LossConfig) -> None:
     assert moved > 1e-3
     for name, weight in ours.lora.state_dict().items():
         torch.testing.assert_close(weight, adapter[f"{name}.weight"], rtol=0, atol=2e-3 * moved)
+
+
+def test_fifty_steps_of_full_fine_tuning_are_theirs(make_setup: Callable, tiny_base: Path) -> None:
+    """All weights of the U-Net, as train_text_to_image_sdxl.py of diffusers moves them."""
+    config = replace(config_of(LossConfig()), optimizer=OptimizerConfig(learning_rate=1e-4))
+    unet = load_unet(open_base_model(tiny_base), CPU, torch.float32)
+    theirs, full = their_unet(unet), FullWeights(unet)
+    before = {name: weight.clone() for name, weight in full.state_dict().items()}
+    batches = make_setup(seed=1).batches
+
+    our_losses = [result.loss for result in train(unet, full, batches, config)]
+    their_losses = train_theirs(theirs, batches, config)
+
+    torch.testing.assert_close(torch.tensor(our_losses), torch.tensor(their_losses), rtol=1e-4, atol=0)
+    after = theirs.state_dict()
+    moved = max((after[name] - weight).abs().max().item() for name, weight in before.items())
+    assert moved > 1e-3
+    for name, weight in full.state_dict().items():
+        torch.testing.assert_close(weight, after[name], rtol=0, atol=2e-2 * moved)

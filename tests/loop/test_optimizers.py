@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from worker.fine_tuning.weights import FullWeights
 from worker.loop.config import OptimizerConfig, OptimizerName, TrainConfig
 from worker.loop.optim import evaluated, make_optimizer
 from worker.loop.state import load_state, save_state
@@ -37,7 +38,7 @@ def test_it_finds_the_least_of_a_quadratic(name: OptimizerName) -> None:
         optimizer.zero_grad()
         (weights - goal).square().sum().backward()
         optimizer.step()
-    with evaluated(optimizer):
+    with evaluated(optimizer, FullWeights(nn.ParameterList([weights]))):
         assert (weights - goal).square().mean() < 0.02 * goal.square().mean()
 
 
@@ -74,7 +75,7 @@ def test_a_look_at_what_is_reached_changes_no_bit_of_the_training(make_setup: Ca
     state = TrainState.begin(looked_at.lora, config)
     for _ in train(*looked_at, config, state):
         before = {key: weight.clone() for key, weight in looked_at.lora.state_dict().items()}
-        with evaluated(state.optimizer):
+        with evaluated(state.optimizer, looked_at.lora):
             reached = looked_at.lora.state_dict()
             same = all(torch.equal(weight, before[key]) for key, weight in reached.items())
             assert same == (name != "schedule_free_adamw" or state.step == 1)

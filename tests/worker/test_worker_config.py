@@ -49,6 +49,7 @@ TOLD = {
     "lora.dora": True,
     "lora.text_encoders.targets": "attention",
     "lora.text_encoders.learning_rate": 5e-5,
+    "fine_tuning.weights": "bfloat16",
     "training.resolution": 512,
     "training.batch_size": 3,
     "training.gradient_accumulation": 5,
@@ -91,6 +92,7 @@ TOLD = {
 
 # Of sections that are off when they are left out.
 DEFAULTS = {
+    "fine_tuning.weights": "float32",
     "lora.text_encoders.targets": "transformer",
     "lora.text_encoders.learning_rate": None,
     "dataset.regularisation.layout": "plain",
@@ -124,6 +126,7 @@ READ_ELSEWHERE = {
 
 # What must be said besides, as such a field says nothing without it.
 REQUIRED_WITH = {
+    "fine_tuning.": ("training.optimizer", {"learning_rate": 1e-5}),
     "dataset.regularisation.": ("dataset.regularisation", {"uri": "s3://datasets/b/"}),
     "dataset.masks.": ("dataset.masks", {"source": "folder"}),
     "dataset.captions.keep_tokens": ("dataset.captions", {"shuffle_tags": True}),

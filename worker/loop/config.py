@@ -154,6 +154,15 @@ class HeaderConfig:
 
 
 @dataclass(frozen=True)
+class FineTuningConfig:
+    """All weights of the U-Net are trained, in place of an adapter."""
+
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """float32: of master weights, which the model computes with roundings of. bfloat16: of the model's own, each update
+    rounded stochastically: a third of the memory."""
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
     base_model: str
     """Path of the SDXL base model: one .safetensors file, or a folder in diffusers' layout."""
@@ -167,6 +176,9 @@ class TrainerConfig:
     dataset: DatasetConfig
     train: TrainConfig
     lora: LoRAConfig = field(default_factory=LoRAConfig)
+
+    fine_tuning: FineTuningConfig | None = None
+    """Instead of the adapter, which is left alone then."""
 
     resolution: int = 1024
     """Side in px of the square that no bucket size exceeds in area, and of the sample pictures; a multiple of 32."""
@@ -182,7 +194,8 @@ class TrainerConfig:
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """auto takes bfloat16 on a GPU, and float32 on a CPU, where bfloat16 is slow. Of the frozen weights and the
-    activations. The adapter and its optimizer are always float32."""
+    activations. The adapter and its optimizer are always float32. bfloat16 weights that are fine-tuned
+    make auto bfloat16 everywhere."""
 
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     validation: ValidationConfig | None = None
@@ -197,6 +210,6 @@ class TrainerConfig:
     """A folder `step-NNNNNN` to go on from, exactly; None starts anew."""
 
     formats: tuple[Format, ...] = ("kohya", "diffusers")
-    """kohya writes lora.safetensors, diffusers writes lora_diffusers.safetensors."""
+    """kohya writes lora.safetensors, diffusers writes lora_diffusers.safetensors; with fine_tuning neither is asked."""
 
     header: HeaderConfig = field(default_factory=HeaderConfig)

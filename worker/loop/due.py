@@ -8,7 +8,7 @@ import torch
 from worker.loop.config import TrainerConfig
 from worker.loop.ranks import Ranks
 from worker.loop.train import StepResult, TrainState
-from worker.lora.inject import LoRA
+from worker.loop.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ def due_after(
     config: TrainerConfig,
     ranks: Ranks,
     stop_requested: Callable[[], bool],
-    lora: LoRA,
+    trained: Trained,
     state: TrainState,
 ) -> Due:
     """The same for every rank: a stop that one is asked for is a stop of all.
@@ -35,16 +35,16 @@ def due_after(
     stop = ranks.any(stop_requested()) and not last
     checkpoint = stop or _every(config.checkpoints.every_n_steps, result.step)
     if checkpoint:
-        check_same(ranks, lora, state)
+        check_same(ranks, trained, state)
     samples = config.samples
     sample = bool(samples.prompts) and (last or _every(samples.every_n_steps, result.step)) and not stop
     return Due(sample, checkpoint, stop)
 
 
-def check_same(ranks: Ranks, lora: LoRA, state: TrainState) -> None:
+def check_same(ranks: Ranks, trained: Trained, state: TrainState) -> None:
     """Make sure that every rank is at the same step, with the same weights. Raises RanksDiffer."""
     averages = state.ema.weights if state.ema else {}
-    ranks.check_same([torch.tensor([state.step]), *lora.state_dict().values(), *averages.values()])
+    ranks.check_same([torch.tensor([state.step]), *trained.state_dict().values(), *averages.values()])
 
 
 def _every(every_n_steps: int | None, step: int) -> bool:

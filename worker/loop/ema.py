@@ -1,4 +1,4 @@
-"""A running average of the adapter's weights: smoother than any single step's."""
+"""A running average of an adapter's weights: smoother than any single step's."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from worker.lora.inject import LoRA
+from worker.loop.trained import Trained
 
 
 class EMA:
@@ -16,32 +16,32 @@ class EMA:
     mostly its start: as in diffusers' EMAModel and TensorFlow's ExponentialMovingAverage.
 
     Args:
-        lora: the adapter whose weights are the first average; copied.
+        adapter: the one whose weights are the first average; copied.
         decay: 0..1; 0.999 averages over about the last thousand steps.
         device: "training" keeps the average beside the adapter, "cpu" in host memory: a copy of megabytes a step.
     """
 
-    def __init__(self, lora: LoRA, decay: float, device: Literal["training", "cpu"] = "training") -> None:
+    def __init__(self, adapter: Trained, decay: float, device: Literal["training", "cpu"] = "training") -> None:
         self.decay = decay
         place = None if device == "training" else torch.device("cpu")
-        self.weights = {name: weight.to(place, copy=True) for name, weight in lora.state_dict().items()}
+        self.weights = {name: weight.to(place, copy=True) for name, weight in adapter.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, lora: LoRA, step: int) -> None:
+    def update(self, adapter: Trained, step: int) -> None:
         """Take in the weights that step number `step` (from 1) has left."""
         decay = min(self.decay, (1 + step) / (10 + step))
         averages = list(self.weights.values())
         weights = [
-            weight.to(average.device) for weight, average in zip(lora.state_dict().values(), averages, strict=True)
+            weight.to(average.device) for weight, average in zip(adapter.state_dict().values(), averages, strict=True)
         ]
         torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
-    def applied(self, lora: LoRA) -> Iterator[None]:
+    def applied(self, adapter: Trained) -> Iterator[None]:
         """Within the block, the adapter has the averaged weights; afterwards its own again, to the bit."""
-        own = {name: weight.clone() for name, weight in lora.state_dict().items()}
-        lora.load_state_dict(self.weights)
+        own = {name: weight.clone() for name, weight in adapter.state_dict().items()}
+        adapter.load_state_dict(self.weights)
         try:
             yield
         finally:
-            lora.load_state_dict(own)
+            adapter.load_state_dict(own)

@@ -76,6 +76,15 @@ class Header:
             entries["modelspec.title"] += " (EMA)"
         return entries
 
+    def of_checkpoint(self, last_sample: Path | None) -> dict[str, str]:
+        """The same for a whole checkpoint, without `ss_*`, which are of a LoRA's file alone."""
+        entries = {key: value for key, value in self.entries(last_sample).items() if not key.startswith("ss")}
+        return {
+            "modelspec.sai_model_spec": "1.0.1",
+            "modelspec.architecture": "stable-diffusion-xl-v1-base",
+            "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        } | entries
+
     def _of_epochs(self) -> dict[str, str]:
         """A training of steps, in epochs: in each, every picture comes up as often as its repeats say."""
         told, pictures = self._config.train, int(self._dataset["ss_num_train_images"])
@@ -100,11 +109,12 @@ class Header:
         config, side = self._config, self._config.resolution
         loss, trigger = config.train.loss, config.dataset.trigger
         base = config.header.base_model or self._base.path.name
+        what = "U-Net of" if config.fine_tuning else "LoRA for"
         entries = {
             "ss_output_name": config.header.name,
             "modelspec.title": config.header.title,
             "modelspec.description": (
-                f"LoRA for SDXL, trained by loraq on {base}: {self._pictures} pictures, {config.train.steps} steps, "
+                f"{what} SDXL, trained by loraq on {base}: {self._pictures} pictures, {config.train.steps} steps, "
                 f"{side} px{', averaged weights' if averaged else ''}."
             ),
             "modelspec.prediction_type": "v" if loss.prediction == "v_prediction" else "epsilon",

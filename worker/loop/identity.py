@@ -43,4 +43,5 @@ def identity_of(config: TrainerConfig, base: BaseModel, dataset: Dataset, ranks:
             "base_model": [base.vae_sha256, base.text_encoders_sha256],
         }
         | ({"held out": held_out} if held_out else {})
+        | ({"fine_tuning": asdict(config.fine_tuning)} if config.fine_tuning else {})
     )

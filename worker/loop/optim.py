@@ -18,26 +18,48 @@ from typing import Any
 import torch
 from torch import nn
 
+from worker.fine_tuning.rounding import StochasticRounding
 from worker.loop.config import OptimizerConfig, TrainConfig
+from worker.loop.trained import Trained
+
+LARGE = 1 << 28
+"""Trainable weights, 1 GiB in float32: an adapter has fewer, a U-Net more."""
 
 LION_BETAS = (0.9, 0.99)
 """Those of the paper, section 4.1: AdamW's own second one makes Lion's memory ten times longer."""
 
 
+def optimizer_of(trained: Trained, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of a training: of bfloat16 weights one that rounds stochastically, see StochasticRounding."""
+    if any(weight.dtype == torch.bfloat16 for weight in trained.parameters()):
+        return StochasticRounding(
+            trained.parameter_groups(), lambda weights: make_optimizer(weights, config.optimizer), config.seed
+        )
+    return make_optimizer(trained.parameter_groups(), config.optimizer, sparing=trained.parameter_count() > LARGE)
+
+
 def make_optimizer(
-    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], config: OptimizerConfig
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], config: OptimizerConfig, *, sparing: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimizer that `config` names. Libraries other than torch are imported only when they are asked for."""
+    """The optimizer that `config` names. Libraries other than torch are imported only when they are asked for.
+
+    Args:
+        parameters: float32, or groups of them.
+        config: name and numbers.
+        sparing: go from weight to weight: slower where they are many and small, but what is in between of all weights
+            at once would take as much memory as they do.
+    """
     lr, decay, betas, eps = config.learning_rate, config.weight_decay, config.betas, config.eps
+    foreach = False if sparing else None  # None: as torch sees fit
     match config.name:
         case "adamw":
-            return torch.optim.AdamW(parameters, lr=lr, betas=betas, eps=eps, weight_decay=decay)
+            return torch.optim.AdamW(parameters, lr=lr, betas=betas, eps=eps, weight_decay=decay, foreach=foreach)
         case "adamw8bit":
             from bitsandbytes.optim.adamw import AdamW8bit
 
             return AdamW8bit(parameters, lr=lr, betas=betas, eps=eps, weight_decay=decay)
         case "adafactor":
-            return torch.optim.Adafactor(parameters, lr=lr, weight_decay=decay)
+            return torch.optim.Adafactor(parameters, lr=lr, weight_decay=decay, foreach=foreach)
         case "prodigy":
             from prodigyopt import Prodigy
 
@@ -50,13 +72,15 @@ def make_optimizer(
         case "schedule_free_adamw":
             from schedulefree import AdamWScheduleFree
 
-            optimizer = AdamWScheduleFree(parameters, lr=lr, betas=betas, eps=eps, weight_decay=decay)
+            optimizer = AdamWScheduleFree(
+                parameters, lr=lr, betas=betas, eps=eps, weight_decay=decay, foreach=not sparing
+            )
             optimizer.train()
             return optimizer
 
 
 @contextmanager
-def evaluated(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def evaluated(optimizer: torch.optim.Optimizer, trained: Trained) -> Iterator[None]:
     """Within the block the weights are those that the training has reached: to draw with, to measure, to export.
 
     A schedule-free optimizer trains at another point than its average, which is what it has reached; for every other
@@ -67,6 +91,7 @@ def evaluated(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         return
     own = [parameter.detach().clone() for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.eval()  # pyright: ignore[reportAttributeAccessIssue]
+    trained.write_back()
     try:
         yield
     finally:
@@ -75,6 +100,7 @@ def evaluated(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             for parameter, before in zip(parameters, own, strict=True):
                 parameter.copy_(before)
+        trained.write_back()
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

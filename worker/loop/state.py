@@ -1,6 +1,6 @@
 """Checkpoints: the whole state of a training in a folder `step-NNNNNN`, exact to the bit.
 
-    lora.safetensors         the adapter, float32
+    lora.safetensors         the adapter, float32; of a fine-tuning unet.safetensors, all weights of the U-Net
     ema.safetensors          its running average, if there is one
     optimizer.safetensors    the optimizer's tensors, named <parameter number>.<name>
     metrics.jsonl            every step so far
@@ -23,18 +23,18 @@ from torch import Tensor
 
 from worker.errors import CheckpointInvalid, ResumeRefused
 from worker.loop.train import TrainState
-from worker.lora.inject import LoRA
+from worker.loop.trained import Trained
 
 _INDEX = "state.json"
 _PREFIX = "step-"
 
 
-def save_state(parent: Path, lora: LoRA, state: TrainState, identity: Mapping[str, Any], metrics: Path) -> Path:
+def save_state(parent: Path, trained: Trained, state: TrainState, identity: Mapping[str, Any], metrics: Path) -> Path:
     """Write `parent/step-NNNNNN`, under another name first, so that it is there whole or not at all.
 
     Args:
         parent: folder of all checkpoints.
-        lora: the adapter after step `state.step`.
+        trained: the weights after step `state.step`.
         state: the rest.
         identity: what must be the same for a training that goes on from here, as JSON; by what the person calls it.
         metrics: file of the steps so far; copied.
@@ -43,7 +43,7 @@ def save_state(parent: Path, lora: LoRA, state: TrainState, identity: Mapping[st
     folder = parent / f".{target.name}.tmp"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    _save_tensors(folder / "lora.safetensors", lora.state_dict())
+    _save_tensors(folder / trained.checkpoint_file, trained.state_dict())
     _save_tensors(folder / "optimizer.safetensors", _optimizer_tensors(state.optimizer))
     if state.ema:
         _save_tensors(folder / "ema.safetensors", state.ema.weights)
@@ -60,8 +60,8 @@ def save_state(parent: Path, lora: LoRA, state: TrainState, identity: Mapping[st
     return target
 
 
-def load_state(folder: Path, lora: LoRA, state: TrainState, identity: Mapping[str, Any]) -> None:
-    """Bring the adapter and `state` (from TrainState.begin) to where a checkpoint left them.
+def load_state(folder: Path, trained: Trained, state: TrainState, identity: Mapping[str, Any]) -> None:
+    """Bring the weights and `state` (from TrainState.begin) to where a checkpoint left them.
 
     Raises:
         CheckpointInvalid: the checkpoint is incomplete or damaged.
@@ -74,7 +74,7 @@ def load_state(folder: Path, lora: LoRA, state: TrainState, identity: Mapping[st
     if changed:
         changes = "; ".join(f"{key} was {index['identity'].get(key)} and is {wanted.get(key)}" for key in changed)
         raise ResumeRefused(f"{folder.name} belongs to another training: {changes}. Start anew, or undo the change.")
-    lora.load_state_dict(safetensors.torch.load_file(folder / "lora.safetensors"))
+    trained.load_state_dict(safetensors.torch.load_file(folder / trained.checkpoint_file))
     if state.ema:
         for name, weight in safetensors.torch.load_file(folder / "ema.safetensors").items():
             state.ema.weights[name].copy_(weight)

@@ -13,10 +13,10 @@ from worker.errors import NanLoss
 from worker.loop.config import TrainConfig
 from worker.loop.ema import EMA
 from worker.loop.loss import noise_schedule
-from worker.loop.optim import learning_rate, make_optimizer
+from worker.loop.optim import learning_rate, optimizer_of
 from worker.loop.ranks import Ranks
 from worker.loop.step import diffusion_loss, draw_noise
-from worker.lora.inject import LoRA
+from worker.loop.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -30,35 +30,35 @@ class StepResult:
 
 @dataclass
 class TrainState:
-    """All that changes from step to step, beside the adapter's weights. There is no random state: see worker.seeds."""
+    """All that changes from step to step, beside the trained weights. There is no random state: see worker.seeds."""
 
     step: int  # the last one done; 0 before the first
     optimizer: torch.optim.Optimizer
     ema: EMA | None
 
     @classmethod
-    def begin(cls, lora: LoRA, config: TrainConfig) -> "TrainState":
+    def begin(cls, trained: Trained, config: TrainConfig) -> "TrainState":
         """The state before the first step."""
-        ema = None if config.ema_decay is None else EMA(lora, config.ema_decay, config.ema_device)
-        return cls(0, make_optimizer(lora.parameter_groups(), config.optimizer), ema)
+        ema = None if config.ema_decay is None else EMA(trained, config.ema_decay, config.ema_device)
+        return cls(0, optimizer_of(trained, config), ema)
 
 
 def train(
     unet: nn.Module,
-    lora: LoRA,
+    trained: Trained,
     batches: Batches,
     config: TrainConfig,
     state: TrainState | None = None,
     ranks: Ranks | None = None,
 ) -> Iterator[StepResult]:
-    """Train the adapter from state.step to config.steps, in place.
+    """Train from state.step to config.steps, in place.
 
-    Between two results the adapter and `state` are those after the step reported, ready to be saved. The same state and
+    Between two results the weights and `state` are those after the step reported, ready to be saved. The same state and
     config give the same steps, to the bit on a CPU with the same number of threads.
 
     Args:
-        unet: with `lora` injected; everything else in it is frozen.
-        lora: the adapter on it.
+        unet: what predicts; all but `trained` in it is frozen.
+        trained: the adapter on it, or its own weights.
         batches: micro-step m of step s (from 0 and 1) takes the batch at (s - 1) * gradient_accumulation + m, and each
             rank its part of that.
         config: see TrainConfig.
@@ -68,10 +68,10 @@ def train(
     Raises:
         NanLoss: the loss or the gradient is not finite. The weights are spoilt then: nothing of them should be kept.
     """
-    state = state or TrainState.begin(lora, config)
+    state = state or TrainState.begin(trained, config)
     ranks = ranks or Ranks()
     part = ranks.part(batches.batch_size // ranks.size)
-    device = lora.parameters()[0].device
+    device = trained.parameters()[0].device
     schedule = noise_schedule(config.loss, device)
     while state.step < config.steps:
         started = time.perf_counter()
@@ -84,21 +84,22 @@ def train(
             batch = batches.at((step - 1) * config.gradient_accumulation + micro_step).part(part).to(device)
             shape = batch.latents.shape
             noise, timesteps = draw_noise(shape, config.loss, config.seed, step, micro_step, device, part.start)
-            with lora.dropout.at(config.seed, step, micro_step, samples=part):
+            with trained.dropout.at(config.seed, step, micro_step, samples=part):
                 micro_loss = diffusion_loss(unet, schedule, batch, noise, timesteps, config.loss)
                 (micro_loss / config.gradient_accumulation).backward()  # checkpointing runs blocks again: same masks
             loss += micro_loss.detach() / config.gradient_accumulation
-        ranks.average([loss, *(weight.grad for weight in lora.parameters() if weight.grad is not None)])
+        ranks.average([loss, *(weight.grad for weight in trained.parameters() if weight.grad is not None)])
 
         # Update the weights.
         max_norm = math.inf if config.max_grad_norm is None else config.max_grad_norm
-        grad_norm = nn.utils.clip_grad_norm_(lora.parameters(), max_norm)
+        grad_norm = nn.utils.clip_grad_norm_(trained.parameters(), max_norm)
         for group in state.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         state.optimizer.step()
+        trained.write_back()
         state.optimizer.zero_grad(set_to_none=True)
         if state.ema:
-            state.ema.update(lora, step)
+            state.ema.update(trained, step)
         state.step = step
 
         # Report.

@@ -1,13 +1,9 @@
 """One training from its configuration to its files, phase by phase. Says how it goes through `emit`."""
 
-from __future__ import annotations
-
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -34,6 +30,7 @@ from worker.loop.device import device_of
 from worker.loop.due import check_same, due_after
 from worker.loop.header import Header
 from worker.loop.identity import identity_of
+from worker.loop.loading import check_trained, load
 from worker.loop.loss import as_the_base_says, noise_schedule
 from worker.loop.metrics import Metrics
 from worker.loop.optim import evaluated
@@ -43,18 +40,10 @@ from worker.loop.ranks import Ranks
 from worker.loop.shared_encoding import Work, fill_cache
 from worker.loop.state import load_state, prune, save_state
 from worker.loop.train import StepResult, TrainState, train
+from worker.loop.trained import Trained
 from worker.loop.validation import Validation, validation_result
-from worker.lora.inject import LoRA, inject
-from worker.lora.start import weights_from
-from worker.memory.checkpoint import enable_checkpointing
-from worker.model.unet import UNet
 from worker.model.vae import load_vae
-from worker.model.weights import BaseModel, load_unet, open_base_model
-
-if TYPE_CHECKING:
-    from worker.model.text_encoders import TextEncoders
-
-log = logging.getLogger(__name__)
+from worker.model.weights import BaseModel, open_base_model
 
 _ANSWER_LOOK_S = 0.02
 
@@ -81,7 +70,8 @@ class Training:
     ) -> None:
         self.device = device_of(config)
         if config.dtype == "auto":
-            config = replace(config, dtype="bfloat16" if self.device.type == "cuda" else "float32")
+            rounded = config.fine_tuning is not None and config.fine_tuning.weights == "bfloat16"
+            config = replace(config, dtype="bfloat16" if self.device.type == "cuda" or rounded else "float32")
         self.config = config
         self.emit = emit
         self.stop_requested = stop_requested
@@ -101,23 +91,16 @@ class Training:
         self.emit("phase", name="encoding")
         batches, captions, validation = self._encode(base, dataset, cuts)
         self.emit("phase", name="loading")
-        unet, lora = self._load(base)
+        unet, trained = load(base, self.config, self.device, self.dtype)
         self.emit("phase", name="training")
-        self._train(base, dataset, batches, captions, validation, unet, lora)
+        self._train(base, dataset, batches, captions, validation, unet, trained)
 
     def _read(self) -> tuple[BaseModel, Dataset, list[Cut]]:
         """Look at everything before anything expensive happens, so that a mistake is told within seconds."""
         base = open_base_model(Path(self.config.base_model))
         loss = as_the_base_says(self.config.train.loss, base)
         self.config = replace(self.config, train=replace(self.config.train, loss=loss))
-        with torch.device("meta"):
-            skeleton = UNet(base.unet_config).requires_grad_(False)
-        encoders = None
-        if self.config.lora.text_encoders:
-            from worker.model.text_encoders import skeleton_text_encoders  # imports transformers: needed only here
-
-            encoders = skeleton_text_encoders(base)
-        self._adapt(skeleton, encoders)
+        check_trained(base, self.config)
         dataset = read_dataset(self.config.dataset)
         too_long = check_lengths(dataset, self.config.samples.prompts, self.config.dataset)
         if (validation := self.config.validation) is not None:
@@ -219,30 +202,6 @@ class Training:
     def _tell_encoded(self, done: int, total: int, anew: int) -> None:
         self.emit("encoded", done=done, total=total, anew=anew)
 
-    def _load(self, base: BaseModel) -> tuple[nn.Module, LoRA]:
-        """Base to the device and frozen, then the adapter on it; only then is anything asked what is trainable."""
-        unet = load_unet(base, self.device, self.dtype)
-        encoders = None
-        if self.config.lora.text_encoders:
-            from worker.model.text_encoders import load_text_encoders
-
-            encoders = load_text_encoders(base, self.device, self.dtype)
-        lora = self._adapt(unet, encoders)
-        enable_checkpointing(unet, self.config.checkpointing)
-        log.info("Put %d trainable weights on %d modules.", lora.parameter_count(), len(lora.modules))
-        if encoders is None:
-            return unet, lora
-        from worker.model.from_captions import FromCaptions
-
-        return FromCaptions(unet, encoders), lora
-
-    def _adapt(self, unet: UNet, encoders: TextEncoders | None) -> LoRA:
-        """The adapter on frozen models, as it begins. On the meta device this checks all that could be wrong."""
-        lora = inject(unet, self.config.lora, self.config.train.seed, encoders and encoders.towers)
-        if self.config.lora.init_from:
-            lora.load_state_dict(weights_from(Path(self.config.lora.init_from), lora))
-        return lora
-
     def _train(
         self,
         base: BaseModel,
@@ -251,14 +210,14 @@ class Training:
         captions: Captions,
         validation: Validation | None,
         unet: nn.Module,
-        lora: LoRA,
+        trained: Trained,
     ) -> None:
         config, checkpoints = self.config, self.output / "checkpoints"
-        state = TrainState.begin(lora, config.train)
+        state = TrainState.begin(trained, config.train)
         identity = identity_of(config, base, dataset, self.ranks.size)
         resume_from = Path(config.resume_from) if config.resume_from else None
         if resume_from:
-            load_state(resume_from, lora, state, identity)
+            load_state(resume_from, trained, state, identity)
             if state.step > config.train.steps:
                 raise ResumeRefused(
                     f"{resume_from.name} lies behind the {config.train.steps} steps of this training: ask for at least "
@@ -268,55 +227,55 @@ class Training:
             torch.cuda.reset_peak_memory_stats(self.device)
         if self.ranks.any(self.stop_requested()):
             raise Stopped
-        check_same(self.ranks, lora, state)
-        results = train(unet, lora, batches, config.train, state, self.ranks)
+        check_same(self.ranks, trained, state)
+        results = train(unet, trained, batches, config.train, state, self.ranks)
         if not self.ranks.first:
-            self._follow(results, lora, state)
+            self._follow(results, trained, state)
             return
         with Metrics(self.output / "metrics.jsonl", resume_from and resume_from / "metrics.jsonl") as metrics:
             # Before the first step, or what an attempt that was stopped has left out. The other ranks wait.
-            self._validate(validation, metrics, unet, lora, state)
+            self._validate(validation, metrics, unet, trained, state)
             for result in results:
                 metrics.add(result)
                 self.emit("step", steps=config.train.steps, **asdict(result))
-                self._validate(validation, metrics, unet, lora, state)
-                due = due_after(result, config, self.ranks, self.stop_requested, lora, state)
+                self._validate(validation, metrics, unet, trained, state)
+                due = due_after(result, config, self.ranks, self.stop_requested, trained, state)
                 if due.sample:
-                    with evaluated(state.optimizer):
+                    with evaluated(state.optimizer, trained):
                         self._sample(base, unet, captions, result.step)
                 if due.checkpoint:
-                    folder = save_state(checkpoints, lora, state, identity, metrics.path)
+                    folder = save_state(checkpoints, trained, state, identity, metrics.path)
                     prune(checkpoints, config.checkpoints.keep)
                     self.emit("checkpoint", step=result.step, path=self._relative(folder))
                     if due.stop:
                         self.emit("stopped", step=result.step, path=self._relative(folder))
                         return
             self.emit("phase", name="exporting")
-            with evaluated(state.optimizer):
-                files = write_outputs(self.output, config, lora, state.ema, metrics, self.header)
+            with evaluated(state.optimizer, trained):
+                files = write_outputs(self.output, config, base, trained, state.ema, metrics, self.header)
             first, final = metrics.ends()
             names = [self._relative(file) for file in files]
             self.emit("finished", steps=state.step, loss_first=first, loss_last=final, files=names)
 
     def _validate(
-        self, validation: Validation | None, metrics: Metrics, unet: nn.Module, lora: LoRA, state: TrainState
+        self, validation: Validation | None, metrics: Metrics, unet: nn.Module, trained: Trained, state: TrainState
     ) -> None:
         """Take the loss of the pictures held out, if it is wanted after this step and was not taken yet."""
         if validation is None or state.step in metrics.validations:
             return
         if not validation.due(state.step, self.config.train.steps):
             return
-        with state.ema.applied(lora) if state.ema else evaluated(state.optimizer):
+        with state.ema.applied(trained) if state.ema else evaluated(state.optimizer, trained):
             losses = validation.losses(unet, self.device, self.stop_requested)
         if losses is not None:
             result = validation_result(state.step, losses, validation.timesteps, ema=state.ema is not None)
             metrics.add_validation(result)
             self.emit("validation", **asdict(result))
 
-    def _follow(self, results: Iterator[StepResult], lora: LoRA, state: TrainState) -> None:
+    def _follow(self, results: Iterator[StepResult], trained: Trained, state: TrainState) -> None:
         """What every rank but the first does between steps: agree on what is due."""
         for result in results:
-            if due_after(result, self.config, self.ranks, self.stop_requested, lora, state).stop:
+            if due_after(result, self.config, self.ranks, self.stop_requested, trained, state).stop:
                 return
 
     def _sample(self, base: BaseModel, unet: nn.Module, captions: Captions, step: int) -> None:

@@ -25,6 +25,8 @@ class LoRA:
         dropout: tells all layers where the training is.
     """
 
+    checkpoint_file = "lora.safetensors"
+
     def __init__(self, config: LoRAConfig, modules: Mapping[str, LowRank], dropout: DropoutPlace | None = None) -> None:
         self.config = config
         self.modules = dict(sorted(modules.items()))
@@ -67,6 +69,9 @@ class LoRA:
             raise ValueError(f"{len(wrong)} adapter weights differ in name or shape, as {wrong[:5]}.")
         for name, parameter in own.items():
             parameter.copy_(state[name])
+
+    def write_back(self) -> None:
+        """Nothing to do: the layers compute with the very weights that are trained."""
 
     def merged_weights(self) -> dict[str, Tensor]:
         """The weight of each target with its update in it, under the key of the base's state dict, in its dtype."""

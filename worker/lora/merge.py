@@ -8,40 +8,25 @@ Shapes: `in` and `out` are a layer's features or channels, `r` the rank.
 
 import json
 import math
-import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from worker.atomic import whole_file
 from worker.errors import BaseModelInvalid, LoRAInvalid
 from worker.lora.adapter_file import StoredUpdate, by_path, read_adapter
 from worker.model.base_model import BaseModel, open_base_model
+from worker.model.edited_file import HASHES, EditedFile, Place, edited_copy, place_of
 from worker.model.single_file import Part
-from worker.model.stored_tensors import StoredTensor, header_bytes, read_header
+from worker.model.stored_tensors import read_header
 from worker.model.unet import UNet
 
 MERGED_KEY = "loraq.merged"  # metadata of the outcome: JSON, what was merged in, in order
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-_HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")  # of what the file was
 _TEXT_LAYERS = (
     *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")),
     *(f"mlp.{name}" for name in ("fc1", "fc2")),
 )
-_COPY_BYTES = 1 << 24
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where one layer's weight lies among the file's data, and in what form."""
-
-    start: int  # first byte, counted from the first of the data
-    shape: tuple[int, ...]
-    dtype: str
 
 
 def merge(base_file: Path, lora_file: Path, out: Path, strength: float = 1.0) -> int:
@@ -69,16 +54,14 @@ def merge(base_file: Path, lora_file: Path, out: Path, strength: float = 1.0) ->
             f"{lora_file.name} adapts {len(left)} modules that {base_file.name} does not have, as {next(iter(left))}: "
             f"it belongs to another model."
         )
-    stored, metadata = read_header(base_file)
-    places = {path: _place_of(base, path, update, stored) for path, update in updates.items()}
+    places = {path: _place_of(base, path, update) for path, update in updates.items()}
+    _, metadata = read_header(base_file)
     done = json.loads(metadata.get(MERGED_KEY, "[]"))
-    metadata = {key: value for key, value in metadata.items() if key not in _HASHES}
+    metadata = {key: value for key, value in metadata.items() if key not in HASHES}
     metadata[MERGED_KEY] = json.dumps([*done, {"lora": lora_file.name, "strength": strength}])
-    with whole_file(out) as temporary:
-        data_start = _copy(base_file, temporary, stored, metadata)
-        with temporary.open("r+b") as stream:
-            for path, update in updates.items():
-                _rewrite(stream, data_start, places[path], update, strength)
+    with edited_copy(base, out, metadata) as edited:
+        for path, update in updates.items():
+            _rewrite(edited, places[path], update, strength)
     return len(updates)
 
 
@@ -126,60 +109,26 @@ def _layer_paths(base: BaseModel) -> Iterator[str]:
             yield from (f"{encoder}.text_model.encoder.layers.{number}.{name}" for name in _TEXT_LAYERS)
 
 
-def _place_of(base: BaseModel, path: str, update: StoredUpdate, stored: Mapping[str, StoredTensor]) -> _Place:
+def _place_of(base: BaseModel, path: str, update: StoredUpdate) -> Place:
     part: Part = "unet"
     if path.startswith("text_encoder"):
         part = "text_encoder_2" if path.startswith("text_encoder_2.") else "text_encoder"
-    location = base.locate(part, f"{path.removeprefix(f'{part}.')}.weight")
-    if location.key not in stored:
-        raise BaseModelInvalid(f"{base.path.name} holds no {location.key}: use a whole SDXL checkpoint.")
-    tensor = stored[location.key]
-    if tensor.dtype not in _DTYPES:
-        raise BaseModelInvalid(
-            f"{location.key} in {base.path.name} is {tensor.dtype}: use a base of {', '.join(_DTYPES)}."
-        )
-    start, shape = tensor.start - _data_start(stored), tensor.shape
-    if location.third is not None:  # rows of query, key and value lie in one tensor
-        shape = (shape[0] // 3, *shape[1:])
-        start += location.third * math.prod(shape) * _DTYPES[tensor.dtype].itemsize
+    name = f"{path.removeprefix(f'{part}.')}.weight"
+    place = place_of(base, part, name)
+    theirs = (place.shape[0], math.prod(place.shape[1:]))
     out, inn = update.up.shape[0], update.down[0].numel()
-    if (out, inn) != (shape[0], math.prod(shape[1:])):
+    if (out, inn) != theirs:
         raise LoRAInvalid(
-            f"{update.name} is {out}x{inn}, but {location.key} of {base.path.name} {shape[0]}x{math.prod(shape[1:])}: "
-            f"it belongs to another model."
+            f"{update.name} is {out}x{inn}, but {base.locate(part, name).key} of {base.path.name} "
+            f"{theirs[0]}x{theirs[1]}: it belongs to another model."
         )
     if update.magnitude is not None and update.magnitude.shape != (out,):
         raise LoRAInvalid(f"{update.name} has {update.magnitude.numel()} DoRA lengths for {out} outputs.")
-    return _Place(start, shape, tensor.dtype)
+    return place
 
 
-def _rewrite(stream: BinaryIO, data_start: int, place: _Place, update: StoredUpdate, strength: float) -> None:
+def _rewrite(edited: EditedFile, place: Place, update: StoredUpdate, strength: float) -> None:
     """Read one weight, merge, and write it back in its place."""
-    dtype = _DTYPES[place.dtype]
-    stream.seek(data_start + place.start)
-    raw = bytearray(stream.read(math.prod(place.shape) * dtype.itemsize))
-    weight = torch.frombuffer(raw, dtype=dtype).view(place.shape)
-    merged = merged_weight(weight.float(), update, strength).to(dtype)  # the border: float32 in between
-    if not merged.isfinite().all():
+    merged = merged_weight(edited.read(place).float(), update, strength)  # the border: float32 in between
+    if not edited.write(place, merged):
         raise LoRAInvalid(f"{update.name} merged is not finite in {place.dtype}: lower --scale, or use a BF16 base.")
-    stream.seek(data_start + place.start)
-    stream.write(merged.contiguous().view(torch.uint8).numpy().tobytes())
-
-
-def _copy(source: Path, target: Path, stored: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> int:
-    """Write a safetensors file with the data of `source` and another header; return where its data begins."""
-    begin = _data_start(stored)
-    entries: dict[str, dict[str, object]] = {}
-    for key, tensor in stored.items():
-        offsets = [tensor.start - begin, tensor.end - begin]
-        entries[key] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
-    header = header_bytes(metadata, entries)
-    with source.open("rb") as reader, target.open("wb") as writer:
-        writer.write(header)
-        reader.seek(begin)
-        shutil.copyfileobj(reader, writer, _COPY_BYTES)
-    return len(header)
-
-
-def _data_start(stored: Mapping[str, StoredTensor]) -> int:
-    return min(tensor.start for tensor in stored.values())  # the format leaves no room before the first

@@ -81,6 +81,17 @@ class BaseModel:
         return content_sha256([tensor for part in parts for tensor in self.tensors[part].values()], *configs)
 
 
+def published_name(part: Part, name: str) -> str:
+    """Undo what transformers 5 does to the names of a CLIPTextModel, whose published files all have `text_model.`, and
+    what diffusers before 0.16 did to those of a VAE.
+    """
+    if part == "vae":
+        for new, old in _OLD_VAE_NAMES.items():
+            name = name.replace(old, new)
+    has_prefix = name.startswith(("text_model.", "text_projection."))
+    return f"text_model.{name}" if part.startswith("text_encoder") and not has_prefix else name
+
+
 def open_base_model(path: Path) -> BaseModel:
     """Open a diffusers folder, or a single .safetensors file in Stability AI's layout.
 

@@ -1,6 +1,7 @@
 """Writes a base model in either layout that base models come in: one single file, or a diffusers folder."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,18 @@ def write_folder(folder: Path, configs: Configs, states: dict[Part, State]) -> N
         _save(folder / part / f"{stem}.safetensors", state, {"format": "pt"})
 
 
-def write_single_file(file: Path, configs: Configs, states: dict[Part, State]) -> None:
-    """Write Stability AI's layout, with all four configs in the metadata."""
-    merged: State = {}
+def write_single_file(
+    file: Path,
+    configs: Configs,
+    states: dict[Part, State],
+    metadata: Mapping[str, str] | None = None,
+    marks: Iterable[str] = (),
+) -> None:
+    """Write Stability AI's layout, with all four configs in the metadata beside what is given.
+
+    `marks` are names of empty tensors, by which fine-tunes say what they predict: `v_pred`, `ztsnr`.
+    """
+    merged: State = {mark: torch.empty(0) for mark in marks}
     thirds: dict[str, dict[int, Tensor]] = {}
     for part, state in states.items():
         for name, tensor in state.items():
@@ -85,11 +95,11 @@ def write_single_file(file: Path, configs: Configs, states: dict[Part, State]) -
             else:
                 merged[location.key] = tensor[..., None, None] if location.form == "convolution" else tensor
     merged |= {key: torch.cat([parts[i] for i in range(3)]) for key, parts in thirds.items()}
-    _save(file, merged, {CONFIG_KEY: json.dumps(configs, sort_keys=True)})
+    _save(file, merged, {CONFIG_KEY: json.dumps(configs, sort_keys=True), **(metadata or {})})
 
 
 def _save(file: Path, state: State, metadata: dict[str, str]) -> None:
-    """Write beside and rename, since a reader may have the old file mapped. One metadata key, as many have no order."""
+    """Write beside and rename, since a reader may have the old file mapped. Several metadata keys come in any order."""
     partial = file.with_name(file.name + ".partial")
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, partial, metadata=metadata)
     partial.replace(file)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from worker.errors import BaseModelInvalid
-from worker.model.base_model import BaseModel, open_base_model
+from worker.model.base_model import BaseModel, open_base_model, published_name
 from worker.model.single_file import Location, Part, is_ignored
 from worker.model.stored_tensors import StoredTensor
 from worker.model.unet import UNet
@@ -40,7 +40,7 @@ def load_part(module: nn.Module, base: BaseModel, part: Part, device: torch.devi
         BaseModelInvalid: a tensor is missing, unexpected or of another shape.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    locations = {name: base.locate(part, _published_name(part, name)) for name in shapes}
+    locations = {name: base.locate(part, published_name(part, name)) for name in shapes}
     stored = base.tensors[part]
     _check(part, shapes, locations, stored)
     with ExitStack() as files:
@@ -54,12 +54,6 @@ def load_part(module: nn.Module, base: BaseModel, part: Part, device: torch.devi
         }
     module.load_state_dict(state, strict=True, assign=True)
     module.requires_grad_(False).eval()
-
-
-def _published_name(part: Part, name: str) -> str:
-    """Undo what transformers 5 does to the names of a CLIPTextModel: published files all have `text_model.`"""
-    has_prefix = name.startswith(("text_model.", "text_projection."))
-    return f"text_model.{name}" if part.startswith("text_encoder") and not has_prefix else name
 
 
 def _read(file: Any, location: Location, shape: tuple[int, ...]) -> Tensor:
