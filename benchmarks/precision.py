@@ -37,6 +37,7 @@ from worker.data.encoding import Shot, TextEmbedding, encode_captions, encode_pi
 from worker.data.examples import view_of
 from worker.loop.config import LossConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from worker.loop.loss import noise_schedule
+from worker.loop.optim import make_optimizer
 from worker.loop.step import diffusion_loss
 from worker.loop.train import TrainState, train
 from worker.loop.validation import fixed_timesteps
@@ -177,6 +178,8 @@ def learn(bench: Bench, task: Task, name: str, reference: dict[int, Tensor]) -> 
         loss=LOSS,
     )
     state = TrainState.begin(lora, config)
+    if arm.adapter:  # not loraq's optimizer of BF16 weights, which rounds them by chance
+        state.optimizer = make_optimizer(lora.parameters(), config.optimizer)
     if arm.rounding:
         round_to_bf16(lora.parameters(), None)
         source = torch.Generator(bench.device).manual_seed(seed) if arm.rounding == "by_lot" else None
