@@ -17,6 +17,7 @@ from worker.errors import BaseModelInvalid
 from worker.loop.config import (
     CheckpointsConfig,
     FineTuningConfig,
+    HeaderConfig,
     LossConfig,
     OptimizerConfig,
     OptimizerName,
@@ -174,6 +175,26 @@ def test_a_checkpoint_says_what_it_predicts(make_fine_tuning: Callable, tmp_path
         run(dataclasses.replace(back, train=epsilon))
     run(back)  # left to the base: it goes on to predict v
     assert open_base_model(checkpoint_of(back)).zero_terminal_snr
+
+
+def test_a_checkpoint_has_its_base_s_licence_and_not_its_author(
+    make_fine_tuning: Callable, tiny_base: Path, tmp_path: Path
+) -> None:
+    """SDXL's own file says all this, with a thumbnail."""
+    with safe_open(tiny_base, "pt") as file:
+        told = file.metadata()
+    of_base = {"title": "Base", "author": "Stability AI", "date": "2023-07-20", "thumbnail": "data:image/jpeg;base64,"}
+    told |= {f"modelspec.{key}": value for key, value in {**of_base, "license": "OpenRAIL++-M"}.items()}
+    safetensors.torch.save_file(safetensors.torch.load_file(tiny_base), tmp_path / "base.safetensors", told)
+    config = make_fine_tuning(1, base_model=str(tmp_path / "base.safetensors"))
+    config = dataclasses.replace(config, header=HeaderConfig(title="Cats", entries=(("modelspec.tags", "Animal"),)))
+    run(config)
+    with safe_open(checkpoint_of(config), "pt") as file:
+        left = file.metadata()
+    assert (left["modelspec.title"], left["modelspec.tags"]) == ("Cats", "Animal")
+    assert left["modelspec.license"] == "OpenRAIL++-M"
+    assert left["modelspec.description"].startswith("U-Net of SDXL, trained by loraq on base.safetensors: 8 pictures")
+    assert not {"modelspec.author", "modelspec.date", "modelspec.thumbnail"} & left.keys()
 
 
 @pytest.mark.parametrize("how", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])

@@ -14,6 +14,9 @@ from worker.model.edited_file import HASHES, edited_copy, place_of
 from worker.model.single_file import Part, is_ignored
 from worker.model.stored_tensors import read_header
 
+# What its maker said of the base, and nobody of what came of it. Its licence stays, as do terms that hold for both.
+_OF_BASE_ALONE = ("modelspec.author", "modelspec.date", "modelspec.thumbnail", "ssmd_cover_images")
+
 
 def save_checkpoint(
     base: BaseModel, weights: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str], marks: tuple[str, ...] = ()
@@ -36,7 +39,7 @@ def save_checkpoint(
         _convert(base, weights, file, dict(metadata), marks)
         return
     _, told = read_header(base.path)
-    told = {key: value for key, value in told.items() if key not in HASHES} | dict(metadata)
+    told = {key: value for key, value in told.items() if key not in (*HASHES, *_OF_BASE_ALONE)} | dict(metadata)
     with edited_copy(base, file, told, marks) as edited:
         for name, weight in weights.items():
             place = place_of(base, "unet", name)
