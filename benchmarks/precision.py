@@ -1,12 +1,12 @@
-"""Does a LoRA lose anything in BF16? The drawing model's lesson in several precisions, each against FP32.
+"""Does a LoRA or a fine-tuning lose anything in BF16? The drawing model's lesson in several precisions.
 
     python -m benchmarks.precision [--steps 300] [--seeds 0 1 2] [--rates 1e-4 2e-3] [--minutes 2] > results.jsonl
     python -m benchmarks.precision_figures results.jsonl --plot curve.png
 
-The trainings are loraq's own: its adapter, its batches, its loop. Each arm starts from the same adapter, and sees the
-same pictures, noise and timesteps as the others of its seed; the base model's file is BF16, so its weights are the same
-in both. An adapter is measured on one FP32 U-Net, whatever it was trained on: what differs is its weights alone. Prints
-one JSON line an arm and point in the training, as they come; processes share the device, one a rate and seed.
+The trainings are loraq's own: its adapter, its batches, its loop. Each arm starts from the same weights, and sees the
+same pictures, noise and timesteps as the others of its seed; the base model's file is BF16, so it is the same in both.
+What was trained is measured in one FP32 U-Net, however it was trained: what differs is the weights alone. Prints one
+JSON line an arm and point in the training, as they come; processes share the devices, one a rate and seed.
 """
 
 import argparse
@@ -15,11 +15,12 @@ import json
 import multiprocessing
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from benchmarks.drawing.artist import Artist
 from benchmarks.drawing.checker import rates
 from benchmarks.drawing.exam import questions
 from benchmarks.drawing.pictures import write_dataset
+from benchmarks.precision_arms import ARMS, begin, changes, reference_of, rows
 from worker.data.batches import Batch, Batches, Example, Regularisation
 from worker.data.buckets import bucket_sizes, cut_for
 from worker.data.cache import Cache
@@ -35,14 +37,13 @@ from worker.data.config import DatasetConfig
 from worker.data.dataset import read_dataset
 from worker.data.encoding import Shot, TextEmbedding, encode_captions, encode_pictures
 from worker.data.examples import view_of
+from worker.fine_tuning.weights import FullWeights
 from worker.loop.config import LossConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from worker.loop.loss import noise_schedule
-from worker.loop.optim import make_optimizer
 from worker.loop.step import diffusion_loss
-from worker.loop.train import TrainState, train
+from worker.loop.train import train
 from worker.loop.validation import fixed_timesteps
-from worker.lora.config import LoRAConfig
-from worker.lora.inject import LoRA, inject
+from worker.lora.inject import LoRA
 from worker.model.unet import UNet
 from worker.model.weights import load_unet, open_base_model
 from worker.seeds import generator
@@ -51,30 +52,9 @@ ROOT = Path(__file__).parents[1]
 BASE = ROOT / "tests" / "assets" / "drawing-sdxl.safetensors"
 EXAMPLES = ROOT / "jobs" / "examples"
 RESOLUTION, BATCH_SIZE, CAPTION_DROPOUT, WARMUP_STEPS = 128, 4, 0.05, 10  # these and below: jobs/examples/stars.yaml's
-LORA = LoRAConfig(rank=8, alpha=16.0, targets="locon")
 LOSS = LossConfig(prediction="epsilon", min_snr_gamma=5.0)
 HELD_OUT = 14  # stars that no arm is shown
 OTHER_DRAWS = 1000  # added to a training's seed, not to its adapter's
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to train the same adapter."""
-
-    base: torch.dtype = torch.float32  # of frozen weights and activations
-    adapter: torch.dtype | None = None  # of lora_A and lora_B, their gradients and AdamW's averages; None: as loraq's
-    rounding: Literal["nearest", "by_lot"] | None = None  # of FP32 weights to BF16's numbers, after each step
-    other_draws: bool = False  # other noise, timesteps and order of pictures
-
-
-ARMS = {
-    "fp32": Arm(),
-    "bf16": Arm(base=torch.bfloat16),  # the product's way
-    "pure_bf16": Arm(base=torch.bfloat16, adapter=torch.bfloat16),
-    "other_draws": Arm(other_draws=True),  # what chance alone does: the measure of "within noise"
-    "by_lot": Arm(base=torch.bfloat16, rounding="by_lot"),  # BF16 weights that are rounded up or down by chance
-    "nearest": Arm(base=torch.bfloat16, rounding="nearest"),  # as pure_bf16, with AdamW's averages in FP32
-}
 
 
 @dataclass(frozen=True)
@@ -93,16 +73,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Point:
-    """What an adapter is after so many steps."""
+    """What an arm has come to after so many steps."""
 
     arm: str
     learning_rate: float
     seed: int
     step: int
     validation_loss: float
-    distance: float | None  # |update - FP32's| / |FP32's|, over all layers' scale * B A; None: FP32 did not come so far
-    moved_a: float | None  # share of lora_A's entries that a step changed, mean since the last point
-    moved_b: float | None
+    distance: float | None  # |added - FP32's| / |FP32's|, over the U-Net's weights; None: FP32 did not come so far
+    moved_a: float  # share of lora_A's entries, or of the whole U-Net's, that a step changed: mean since the last point
+    moved_b: float | None  # of lora_B's
     stars: float | None  # share of drawn stars that are right; None: not drawn
     seconds: float  # of the arm so far, measuring included
 
@@ -121,7 +101,7 @@ def held_out_loss(unet: UNet, pictures: Batch) -> float:
 
 
 class Bench:
-    """The lesson, encoded once in FP32, and what adapters are measured with."""
+    """The lesson, encoded once in FP32, and what trained weights are measured with."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.base = device, open_base_model(BASE)
@@ -133,7 +113,8 @@ class Bench:
             self.shapes, _ = self._encode(EXAMPLES / "shapes", cache)
             examples, _ = self._encode(held_out, cache)
         self.held_out = Batches(examples, self.empty, HELD_OUT, seed=0).at(0)
-        self.unet, self.lora = self.adapted(torch.float32, seed=0)
+        self.unet = load_unet(self.base, device, torch.float32)
+        self.weights = {name: weight.clone() for name, weight in self.unet.state_dict().items()}
         self.artist = Artist(BASE, self.unet, device)
 
     def _encode(self, folder: Path, cache: Cache) -> tuple[list[Example], TextEmbedding]:
@@ -146,29 +127,27 @@ class Bench:
         empty, *captions = encode_captions(texts, cache, self.base, self.device, torch.float32)
         return [Example(view, (caption,)) for view, caption in zip(views, captions, strict=True)], empty
 
-    def adapted(self, dtype: torch.dtype, seed: int) -> tuple[UNet, LoRA]:
-        unet = load_unet(self.base, self.device, dtype)
-        return unet, inject(unet, LORA, seed)
-
     def batches(self, seed: int) -> Batches:
         return Batches(self.examples, self.empty, BATCH_SIZE, seed, CAPTION_DROPOUT, Regularisation(self.shapes))
 
     @torch.no_grad()
-    def measure(self, lora: LoRA, drawn: int) -> tuple[float, Tensor, float | None]:
-        """Held-out loss, all layers' updates in one row [n], and the share of right stars, of an adapter in FP32."""
-        self.lora.load_state_dict(lora.state_dict())  # casts up, which rounds nothing
-        loss = held_out_loss(self.unet, self.held_out.to(self.device))
-        updates = torch.cat([layer.update().flatten() for layer in self.lora.modules.values()])
+    def loss_of(self, added: dict[str, Tensor]) -> float:
+        """The held-out loss with so much more in some of the U-Net's weights; leaves it there, to draw with."""
+        self.unet.load_state_dict(self.weights | {name: self.weights[name] + change for name, change in added.items()})
+        return held_out_loss(self.unet, self.held_out.to(self.device))
+
+    @torch.no_grad()
+    def measure(self, trained: LoRA | FullWeights, drawn: int) -> tuple[float, Tensor, float | None]:
+        """Held-out loss, all that was added to the U-Net's weights in one row [n], and the share of right stars."""
+        added = changes(trained, self.weights)
+        loss = self.loss_of(added)
         stars = rates(self.artist.judge(questions("star", drawn)[0], seed=1))["right"] if drawn else None
-        return loss, updates, stars
+        return loss, torch.cat([change.flatten() for change in added.values()]), stars
 
 
 def learn(bench: Bench, task: Task, name: str, reference: dict[int, Tensor]) -> Iterator[Point]:
-    """Train one arm. FP32 fills `reference`, its updates by step, which the others are compared with."""
+    """Train one arm. One in FP32 fills `reference`, what it added by step, which the others are compared with."""
     arm, began = ARMS[name], time.perf_counter()
-    unet, lora = bench.adapted(arm.base, task.seed)
-    for weight in lora.parameters() if arm.adapter else ():
-        weight.data = weight.data.to(arm.adapter)
     seed = task.seed + OTHER_DRAWS * arm.other_draws
     config = TrainConfig(
         task.steps,
@@ -177,57 +156,26 @@ def learn(bench: Bench, task: Task, name: str, reference: dict[int, Tensor]) -> 
         lr_schedule=ScheduleConfig("cosine", warmup_steps=min(WARMUP_STEPS, task.steps // 2)),
         loss=LOSS,
     )
-    state = TrainState.begin(lora, config)
-    if arm.adapter:  # not loraq's optimizer of BF16 weights, which rounds them by chance
-        state.optimizer = make_optimizer(lora.parameters(), config.optimizer)
-    if arm.rounding:
-        round_to_bf16(lora.parameters(), None)
-        source = torch.Generator(bench.device).manual_seed(seed) if arm.rounding == "by_lot" else None
-        state.optimizer.register_step_post_hook(lambda *_: round_to_bf16(lora.parameters(), source))
+    unet, trained, state = begin(arm, bench.base, config, task.seed, bench.device)
     at = {task.steps * (k + 1) // task.points for k in range(task.points)}
-    before, moved, since = _rows(lora), torch.zeros(2, device=bench.device), 0
-    for result in train(unet, lora, bench.batches(seed), config, state):
-        after = _rows(lora)
+    before, moved, since = rows(trained), torch.zeros(1 if arm.whole else 2, device=bench.device), 0
+    for result in train(unet, trained, bench.batches(seed), config, state):
+        after = rows(trained)
         moved += torch.stack([(new != old).float().mean() for new, old in zip(after, before, strict=True)])
         before, since = after, since + 1
         if result.step in at:
-            loss, updates, stars = bench.measure(lora, task.drawn if result.step == task.steps else 0)
-            if name == "fp32":
-                reference[result.step] = updates
+            loss, added, stars = bench.measure(trained, task.drawn if result.step == task.steps else 0)
+            if name == reference_of(name):
+                reference[result.step] = added
             theirs = reference.get(result.step)
-            distance = None if theirs is None else ((updates - theirs).norm() / theirs.norm()).item()
-            seconds = time.perf_counter() - began
-            about = (name, task.learning_rate, task.seed, result.step)
-            yield Point(*about, loss, distance, *(moved / since).tolist(), stars, round(seconds, 1))
+            distance = None if theirs is None else ((added - theirs).norm() / theirs.norm()).item()
+            seconds = round(time.perf_counter() - began, 1)
+            shares = [*(moved / since).tolist(), None][:2]
+            yield Point(name, task.learning_rate, task.seed, result.step, loss, distance, *shares, stars, seconds)
             moved.zero_()
             since = 0
         if time.time() > task.deadline:
             return
-
-
-def _rows(lora: LoRA) -> tuple[Tensor, Tensor]:
-    """All of lora_A, and all of lora_B, each in one row."""
-    layers = lora.modules.values()
-    rows = ([getattr(layer, which).detach().flatten() for layer in layers] for which in ("lora_A", "lora_B"))
-    a, b = (torch.cat(row) for row in rows)
-    return a, b
-
-
-@torch.no_grad()
-def round_to_bf16(weights: list[torch.nn.Parameter], source: torch.Generator | None) -> None:
-    """Round FP32 weights to BF16's numbers in place: to the nearest, or with `source` up or down by chance.
-
-    BF16 is FP32 without its last 16 bits. By chance means: a random number below 2^16 is added, and they are cut off;
-    the mean is then the weight itself.
-    """
-    row = torch.cat([weight.flatten() for weight in weights])  # at once: a GPU is kept waiting by many small kernels
-    if source is None:
-        row = row.bfloat16().float()
-    else:
-        lots = torch.randint(0, 1 << 16, row.shape, dtype=torch.int32, device=row.device, generator=source)
-        row = ((row.view(torch.int32) + lots) & (-1 << 16)).view(torch.float32)
-    parts = row.split([weight.numel() for weight in weights])
-    torch._foreach_copy_(weights, [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)])
 
 
 def run(task: Task) -> None:
@@ -237,20 +185,21 @@ def run(task: Task) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_num_threads(1)  # many processes share the machine
-    bench, reference = Bench(device), dict[int, Tensor]()
+    bench, references = Bench(device), defaultdict[str, dict[int, Tensor]](dict)
     for name in task.arms:
         if time.time() > task.deadline:
             return
-        for point in learn(bench, task, name, reference):
+        for point in learn(bench, task, name, references[reference_of(name)]):
             print(json.dumps(asdict(point)), flush=True)
 
 
 def main() -> None:
+    adapters = [name for name, arm in ARMS.items() if not arm.whole]
     parser = argparse.ArgumentParser(description="Train the drawing model's lesson in several precisions.")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-3], help="peak learning rates")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=adapters)
     parser.add_argument("--points", type=int, default=6, help="measures so often in a training")
     parser.add_argument("--drawn", type=int, default=28, help="stars drawn at the end")
     parser.add_argument("--minutes", type=float, default=60.0, help="no step begins later")
