@@ -33,6 +33,7 @@ CONFIGS = {
     "overrides": LoRAConfig(targets="locon", overrides=OVERRIDES),
     "rslora, overrides": LoRAConfig(targets="locon", rslora=True, overrides=OVERRIDES),
     "dora": LoRAConfig(targets="transformer", dora=True),
+    "dora, rslora": LoRAConfig(alpha=3.0, rslora=True, dora=True),
     "dora locon": LoRAConfig(targets="locon", dora=True, overrides=OVERRIDES),
 }
 
