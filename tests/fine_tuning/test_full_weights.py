@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from worker.fine_tuning.weights import FullWeights
+from worker.loop.config import OptimizerConfig
+from worker.loop.optim import evaluated, make_optimizer
 from worker.model.unet import UNet, UNetConfig
 
 
@@ -81,3 +83,20 @@ def test_loading_reaches_the_model_and_refuses_other_weights_whole() -> None:
     with pytest.raises(ValueError, match="differ in name or shape"):
         full.load_state_dict({key: weight * 0 for key, weight in state.items() if key != name})
     assert all(torch.equal(weight, state[key]) for key, weight in full.state_dict().items())
+
+
+def test_a_look_at_a_schedule_free_average_shows_it_to_the_model_and_takes_it_back() -> None:
+    unet, masters = make_unet(torch.bfloat16), make_masters()
+    full = FullWeights(unet, masters)
+    optimizer = make_optimizer(full.parameters(), OptimizerConfig("schedule_free_adamw", learning_rate=1e-2))
+    for _ in range(3):
+        unet(*inputs(torch.bfloat16)).float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        full.write_back()
+    trained = {name: weight.clone() for name, weight in unet.named_parameters()}
+    with evaluated(optimizer, full):
+        average = {name: weight.bfloat16() for name, weight in full.state_dict().items()}
+        assert all(torch.equal(weight, average[name]) for name, weight in unet.named_parameters())
+        assert not all(torch.equal(weight, trained[name]) for name, weight in average.items())
+    assert all(torch.equal(weight, trained[name]) for name, weight in unet.named_parameters())

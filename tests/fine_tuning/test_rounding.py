@@ -1,6 +1,7 @@
 """Stochastic rounding: right on average, the same again, and with it bfloat16 weights follow float32 ones."""
 
 import copy
+import itertools
 import json
 
 import pytest
@@ -97,3 +98,18 @@ def test_a_weight_without_gradient_stays_and_the_others_are_rounded_as_ever() ->
     optimizer.step()
     assert torch.equal(weights[0], torch.ones(8, 8).bfloat16())
     assert not torch.equal(weights[1], torch.ones(8, 8).bfloat16())
+
+
+def test_each_step_and_each_weight_is_rounded_by_its_own_chance() -> None:
+    config = OptimizerConfig("lion", learning_rate=2.0**-9, weight_decay=0.0)  # the same quarter of a unit every time
+    weights = [nn.Parameter(torch.ones(64, 96).bfloat16()) for _ in range(2)]
+    optimizer = rounding(weights, config)
+    seen: list[torch.Tensor] = []
+    for _ in range(2):
+        for weight in weights:
+            weight.data.fill_(1.0)
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        seen += [weight.detach().clone() for weight in weights]
+    for one, other in itertools.combinations(seen, 2):
+        assert not torch.equal(one, other)
