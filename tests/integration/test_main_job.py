@@ -91,6 +91,25 @@ def test_two_jobs_in_order_each_with_one_committed_output(store, storage, worker
     assert [event.data["step"] for event in happened if event.kind == "validation"] == [0, 2, 4]
 
 
+def test_a_fine_tuned_checkpoint_is_the_base_model_of_the_next_job(store, storage, worker, submit, bucket, make_spec):
+    dataset = bucket("fine-tuned", count=2)
+    training = {"resolution": 64, "steps": 2, "optimizer": {"name": "adafactor", "learning_rate": 1e-5}}
+    first = submit(
+        make_spec(dataset={"uri": dataset}, fine_tuning={"weights": "bfloat16"}, training=training),
+    )
+    worker()
+    done = wait_for(store, first.id, ended)
+    assert done.status is Status.SUCCEEDED, done.failure
+    files = {file.path: file.stored_as for file in manifest_of(storage, done).files}
+    assert "model.safetensors" in files
+    assert not [path for path in files if path.startswith("lora")]
+
+    checkpoint = str(S3Uri.parse(done.output_uri) / files["model.safetensors"])
+    second = submit(make_spec(base_model=checkpoint, dataset={"uri": dataset}))
+    after = wait_for(store, second.id, ended)
+    assert after.status is Status.SUCCEEDED, after.failure
+
+
 def test_a_job_goes_on_from_what_another_has_left(store, storage, worker, submit, bucket, make_spec, tmp_path):
     dataset = bucket("goes-on", count=2)
     first = submit(make_spec(dataset={"uri": dataset}))
