@@ -43,8 +43,10 @@ def read(path: Path) -> list[Point]:
 def plot(points: Sequence[Point], path: Path) -> None:
     """Held-out loss over step, a panel for each kind of training and learning rate: the seeds' mean, and thin each."""
     panels = sorted({(of_whole(point), point["learning_rate"]) for point in points})
-    figure = Figure(figsize=(4.4 * len(panels), 3.6), layout="constrained")
-    for panel, (whole, rate) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    lines = -(-len(panels) // 2)
+    figure = Figure(figsize=(9, 3.2 * lines), layout="constrained")
+    axes = figure.subplots(lines, min(2, len(panels)), squeeze=False).flatten()
+    for panel, (whole, rate) in zip(axes, panels, strict=False):
         arms = [arm for arm in NAMES if arm.startswith("whole") == whole and arm != "other_draws"]
         for number, (arm, style) in enumerate(zip(arms, _STYLES, strict=True)):
             by_seed: dict[int, dict[int, float]] = defaultdict(dict)
@@ -63,7 +65,7 @@ def plot(points: Sequence[Point], path: Path) -> None:
         panel.set(ylabel="loss of stars held out")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
-    FigureCanvasAgg(figure).print_figure(str(path), dpi=100)
+    FigureCanvasAgg(figure).print_figure(str(path), dpi=90, pil_kwargs={"optimize": True})
 
 
 def of_whole(point: Point) -> bool:

@@ -23,17 +23,19 @@ def bench() -> Bench:
     return Bench(torch.device("cpu"))
 
 
-def test_bf16_learns_what_fp32_learns_and_an_adapter_in_bf16_does_not(bench: Bench) -> None:
+def test_at_1e_4_bf16_learns_what_fp32_learns_and_an_adapter_rounded_to_the_nearest_less(bench: Bench) -> None:
     reference: dict[int, Tensor] = {}
     ends = {arm: list(learn(bench, LORA, arm, reference))[-1] for arm in ("fp32", "bf16", "pure_bf16")}
     gap = {arm: end.validation_loss - ends["fp32"].validation_loss for arm, end in ends.items()}
     print(gap)
     assert ends["bf16"].moved_a > 0.95  # the updates arrive
     assert ends["pure_bf16"].moved_a < 0.5  # most of them are less than half of what BF16 can add to a weight
-    assert gap["pure_bf16"] > 4 * abs(gap["bf16"])  # measured: 10 times, and 400 times after 300 steps
+    assert gap["pure_bf16"] > 4 * abs(gap["bf16"])  # measured: 10 times; after 300 steps 0.0173 and 0.0001
 
 
-def test_a_fine_tuning_in_bf16_learns_what_fp32_learns_and_rounded_to_the_nearest_nothing(bench: Bench) -> None:
+def test_at_1e_5_a_fine_tuning_in_bf16_learns_what_fp32_learns_and_rounded_to_the_nearest_hardly_anything(
+    bench: Bench,
+) -> None:
     reference, start = dict[int, Tensor](), bench.loss_of({})
     arms = ("whole_fp32", "whole_bf16", "whole_stochastic", "whole_pure_bf16")
     learnt = {arm: start - list(learn(bench, WHOLE, arm, reference))[-1].validation_loss for arm in arms}
