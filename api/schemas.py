@@ -142,7 +142,8 @@ class ValidSpec(View):
     valid: Literal[True] = True
     spec: JobSpec = Field(description="As it would be carried out: preset and defaults filled in.")
     trainable_parameters: int = Field(
-        description="Of the adapter, on a full-size SDXL U-Net; with lora.patterns or lora.overrides, so many at most."
+        description="On a full-size SDXL: of the adapter, with lora.patterns or lora.overrides so many at most; with "
+        "fine_tuning of the whole U-Net."
     )
 
 

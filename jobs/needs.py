@@ -22,7 +22,8 @@ OUTSIDE_GIB = 1.0  # CUDA's context 0.52, and blocks that the allocator cannot f
 
 # A fine-tuning of the whole U-Net: 2,567,463,684 weights in BF16 and, if so asked, masters in FP32; their gradients, in
 # the same dtype; what the optimizer keeps, in FP32.
-UNET_GIB = 2_567_463_684 / 2**30  # a byte a weight
+UNET_WEIGHTS = 2_567_463_684
+UNET_GIB = UNET_WEIGHTS / 2**30  # a byte a weight
 FINE_TUNING_BYTES = {"bfloat16": 2, "float32": 6}
 FINE_TUNING_GRADIENT_BYTES = {"bfloat16": 2, "float32": 4}
 FINE_TUNING_OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2.1, "adafactor": 0.02, "lion": 4}
@@ -44,8 +45,12 @@ TEXT_PARAMETERS_PER_RANK = {"attention": 401_408, "transformer": 903_168}
 """The same of both text encoders: 12 layers of 768 and 32 of 1280, feed-forward four times as wide."""
 
 
-def adapter_weights(lora: LoRASpec) -> int:
-    """Trainable weights on a full-size SDXL; with patterns or overrides, so many at most."""
+def trainable_weights(spec: JobSpec) -> int:
+    """What is trained of a full-size SDXL; of a LoRA with patterns or overrides, so many at most."""
+    return UNET_WEIGHTS if spec.fine_tuning else _adapter_weights(spec.lora)
+
+
+def _adapter_weights(lora: LoRASpec) -> int:
     rank = max([lora.rank, *(override.rank or 0 for override in lora.overrides)])
     text = TEXT_PARAMETERS_PER_RANK[lora.text_encoders.targets] if lora.text_encoders else 0
     return (PARAMETERS_PER_RANK["locon" if lora.patterns else lora.targets] + text) * rank
@@ -68,7 +73,7 @@ def _lora_gib(spec: JobSpec, pictures: float) -> tuple[float, float]:
         picture_gib += PICTURE_CONVOLUTIONS_GIB
     weight_bytes = BYTES_A_WEIGHT.get(spec.training.optimizer.name, BYTES_A_WEIGHT_AT_MOST)
     weight_bytes += BYTES_A_MEAN if spec.training.ema else 0
-    adapter_gib = adapter_weights(spec.lora) * weight_bytes / 2**30
+    adapter_gib = _adapter_weights(spec.lora) * weight_bytes / 2**30
     resident_gib = RESIDENT_GIB + adapter_gib
     captions_gib = 0.0
     if spec.lora.text_encoders:

@@ -11,7 +11,7 @@ from api.schemas import Job, JobPage, JobSummary, RetryChanges, ValidSpec
 from jobs import archive_index, webhooks
 from jobs.audit import Action, noting
 from jobs.errors import JobNotFound
-from jobs.needs import adapter_weights
+from jobs.needs import trainable_weights
 from jobs.record import JobRecord, now
 from jobs.status import Status
 from jobs.waiting import why_it_waits
@@ -60,7 +60,7 @@ def submit(
 def validate(owner: OwnerDep, services: ServicesDep, body: SpecBody) -> ValidSpec:
     """Check a spec without submitting it. Base model and dataset are not looked at."""
     spec = submitted_spec(*body, services.settings, owner, services.webhooks_to)
-    return ValidSpec(spec=spec, trainable_parameters=adapter_weights(spec.lora))
+    return ValidSpec(spec=spec, trainable_parameters=trainable_weights(spec))
 
 
 @router.get("/jobs", responses=problems(401, 422, 503))

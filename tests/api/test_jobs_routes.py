@@ -187,6 +187,10 @@ def test_validate_fills_in_and_makes_no_job(loraq: Loraq, make_spec: MakeSpec) -
     assert valid.spec.lora.rank == 8
     assert valid.spec.training.resolution == 768
     assert valid.trainable_parameters == 2 * 4_474_880  # the figure for rank 4, twice
+    training = {"optimizer": {"learning_rate": 1e-5}}
+    assert loraq.validate(data | {"preset": None, "fine_tuning": {}, "training": training}).trainable_parameters == (
+        2_567_463_684
+    )
     assert loraq.list().jobs == ()
 
 
