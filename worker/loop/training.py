@@ -1,33 +1,22 @@
 """One training from its configuration to its files, phase by phase. Says how it goes through `emit`."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from worker.data.batches import Batches, Example, Regularisation, View
 from worker.data.buckets import Cut, bucket_sizes, cut_for
-from worker.data.cache import Cache
 from worker.data.caption_length import check_lengths
 from worker.data.dataset import Dataset, read_dataset
-from worker.data.encoding import (
-    TextEmbedding,
-    caption_path,
-    encode_captions,
-    encode_pictures,
-    latents_path,
-    tokenize_captions,
-)
-from worker.data.examples import caption_orders, make_examples, make_held_out, shots_of, view_of
 from worker.data.held_out import hold_out
 from worker.data.report import dataset_report, in_short, write_report
 from worker.errors import ResumeRefused
 from worker.loop.config import TrainerConfig
 from worker.loop.device import device_of
 from worker.loop.due import check_same, due_after
+from worker.loop.encoding import Captions, Encoded, Encoding
 from worker.loop.header import Header
 from worker.loop.identity import identity_of
 from worker.loop.loading import check_trained, load
@@ -35,24 +24,15 @@ from worker.loop.loss import as_the_base_says, noise_schedule
 from worker.loop.metrics import Metrics
 from worker.loop.optim import evaluated
 from worker.loop.outputs import write_outputs
+from worker.loop.outside import Emit, Stopped
 from worker.loop.preview import sample
 from worker.loop.ranks import Ranks
-from worker.loop.shared_encoding import Work, fill_cache
 from worker.loop.state import load_state, prune, save_state
 from worker.loop.train import StepResult, TrainState, train
 from worker.loop.trained import Trained
 from worker.loop.validation import Validation, validation_result
 from worker.model.vae import load_vae
 from worker.model.weights import BaseModel, open_base_model
-
-_ANSWER_LOOK_S = 0.02
-
-Emit = Callable[..., None]  # emit("step", step=1, ...) reports one fact of the contract in worker.trainer
-Captions = dict[str, TextEmbedding]  # every caption and prompt, and the empty one
-
-
-class Stopped(Exception):
-    """The training was told to stop before this process had trained a step."""
 
 
 class Training:
@@ -89,11 +69,12 @@ class Training:
         self.emit("phase", name="reading")
         base, dataset, cuts = self._read()
         self.emit("phase", name="encoding")
-        batches, captions, validation = self._encode(base, dataset, cuts)
+        encoding = Encoding(self.config, base, self.device, self.dtype, self.emit, self.stop_requested, self.ranks)
+        encoded = encoding.run(dataset, cuts)
         self.emit("phase", name="loading")
         unet, trained = load(base, self.config, self.device, self.dtype)
         self.emit("phase", name="training")
-        self._train(base, dataset, batches, captions, validation, unet, trained)
+        self._train(base, dataset, encoded, unet, trained)
 
     def _read(self) -> tuple[BaseModel, Dataset, list[Cut]]:
         """Look at everything before anything expensive happens, so that a mistake is told within seconds."""
@@ -117,98 +98,11 @@ class Training:
             self.header = Header(self.config, base, dataset, cuts, self.ranks.size)
         return base, dataset, cuts
 
-    def _encode(
-        self, base: BaseModel, dataset: Dataset, cuts: Sequence[Cut]
-    ) -> tuple[Batches, Captions, Validation | None]:
-        """VAE and text encoders are gone from the device when this returns; encoders to be trained come later."""
-        cache, options = Cache(Path(self.config.cache)), self.config.dataset
-        orders = caption_orders(dataset, options)
-        of_pictures = (*(text for each in orders for text in each), *(picture.caption for picture in dataset.held_out))
-        texts = list(dict.fromkeys(["", *of_pictures, *self.config.samples.prompts]))
-        shots = shots_of(dataset, cuts, options.flip)
-        cached = [] if self.config.lora.text_encoders else texts  # trained encoders say another thing in every step
-        self._ask_for(
-            cache,
-            [
-                *(caption_path(text, cache, base, self.dtype, options.caption_tokens) for text in cached),
-                *(latents_path(shot, cache, base, self.dtype) for shot in shots),
-            ],
-        )
-        total = len(cached) + len(shots)
-        if self.ranks.size > 1:
-            work = Work(cache, base, cached, options.caption_tokens, shots, self.device, self.dtype)
-            if fill_cache(work, self.ranks, lambda n: self._tell_encoded(n, total, cache.made), self.stop_requested):
-                raise Stopped
-        captions: Captions = {}
-        if self.config.lora.text_encoders:
-            embeddings = tokenize_captions(texts, options.caption_tokens)
-        else:
-            embeddings = encode_captions(texts, cache, base, self.device, self.dtype, options.caption_tokens)
-        for text, embedding in zip(texts, embeddings, strict=True):
-            captions[text] = embedding
-            if cached:
-                self._encoded(len(captions), total, cache.made)
-        views: list[View] = []
-        for shot, latents in zip(shots, encode_pictures(shots, cache, base, self.device, self.dtype), strict=True):
-            views.append(view_of(shot, latents, options))
-            self._encoded(len(cached) + len(views), total, cache.made)
-        examples = make_examples(dataset, views, orders, captions)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # what the encoders left, for the U-Net
-        validation = self._validation(dataset, make_held_out(dataset, views, captions))
-        return self._batches(dataset, examples, captions[""]), captions, validation
-
-    def _batches(self, dataset: Dataset, examples: list[Example], empty: TextEmbedding) -> Batches:
-        """Of all ranks together: each takes its part of every batch."""
-        options, count = self.config.dataset, sum(not picture.regularisation for picture in dataset.pictures)
-        regularisation = options.regularisation and Regularisation(examples[count:], options.regularisation.weight)
-        return Batches(
-            examples[:count],
-            empty,
-            self.config.batch_size * self.ranks.size,
-            self.config.train.seed,
-            options.caption_dropout,
-            regularisation,
-        )
-
-    def _validation(self, dataset: Dataset, examples: list[Example]) -> Validation | None:
-        digests = [picture.sha256 for picture in dataset.held_out]
-        options = self.config.validation
-        return options and Validation(examples, digests, options.every_n_steps, self.config.train.loss)
-
-    def _ask_for(self, cache: Cache, paths: Sequence[Path]) -> None:
-        """Tell which files the cache lacks, and wait until somebody has brought what there is of them elsewhere.
-
-        The first rank does so, and the others wait for it: what it says is heard, and it says nothing if all is there.
-        """
-        if self.config.cache_answer is None:
-            return
-        missing = [path.relative_to(cache.folder).as_posix() for path in paths if not path.exists()]
-        if missing and self.ranks.first:
-            self.emit("missing", files=missing)
-            while not (Path(self.config.cache_answer).exists() or self.stop_requested()):
-                time.sleep(_ANSWER_LOOK_S)
-        if self.ranks.size > 1:
-            self.ranks.meet("cache", meanwhile=lambda: None)
-        elif self.stop_requested():
-            raise Stopped
-
-    def _encoded(self, done: int, total: int, anew: int) -> None:
-        if self.ranks.size == 1:  # several have told of it before, and have heard a stop together
-            self._tell_encoded(done, total, anew)
-            if self.stop_requested():
-                raise Stopped
-
-    def _tell_encoded(self, done: int, total: int, anew: int) -> None:
-        self.emit("encoded", done=done, total=total, anew=anew)
-
     def _train(
         self,
         base: BaseModel,
         dataset: Dataset,
-        batches: Batches,
-        captions: Captions,
-        validation: Validation | None,
+        encoded: Encoded,
         unet: nn.Module,
         trained: Trained,
     ) -> None:
@@ -228,21 +122,21 @@ class Training:
         if self.ranks.any(self.stop_requested()):
             raise Stopped
         check_same(self.ranks, trained, state)
-        results = train(unet, trained, batches, config.train, state, self.ranks)
+        results = train(unet, trained, encoded.batches, config.train, state, self.ranks)
         if not self.ranks.first:
             self._follow(results, trained, state)
             return
         with Metrics(self.output / "metrics.jsonl", resume_from and resume_from / "metrics.jsonl") as metrics:
             # Before the first step, or what an attempt that was stopped has left out. The other ranks wait.
-            self._validate(validation, metrics, unet, trained, state)
+            self._validate(encoded.validation, metrics, unet, trained, state)
             for result in results:
                 metrics.add(result)
                 self.emit("step", steps=config.train.steps, **asdict(result))
-                self._validate(validation, metrics, unet, trained, state)
+                self._validate(encoded.validation, metrics, unet, trained, state)
                 due = due_after(result, config, self.ranks, self.stop_requested, trained, state)
                 if due.sample:
                     with evaluated(state.optimizer, trained):
-                        self._sample(base, unet, captions, result.step)
+                        self._sample(base, unet, encoded.captions, result.step)
                 if due.checkpoint:
                     folder = save_state(checkpoints, trained, state, identity, metrics.path)
                     prune(checkpoints, config.checkpoints.keep)
