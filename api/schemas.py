@@ -9,7 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, St
 from jobs.archive_index import Archived
 from jobs.events import Event, Kind
 from jobs.record import Attempt, Failure, JobRecord
-from jobs.spec import JobSpec, Name
+from jobs.spec import JobSpec
+from jobs.spec_section import Name
 from jobs.status import Status
 from jobs.store import Progress
 from jobs.webhooks import Delivery

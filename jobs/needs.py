@@ -6,7 +6,8 @@ benchmarks/results/peak_memory_h100_2026-11-25.md, so that no job lands on a car
 
 from jobs.gpu_class import SHARE, SIZES_GB, GpuClass, smallest_called, smallest_with
 from jobs.presets import PRESET_GB
-from jobs.spec import JobSpec, LoRASpec
+from jobs.spec import JobSpec
+from jobs.spec_trained import LoRASpec
 
 # Peaks of a full-size SDXL step in BF16, GiB allocated: 5.0 resident, and so much a picture of 1024 x 1024.
 RESIDENT_GIB = 5.0
@@ -40,7 +41,7 @@ PARAMETERS_PER_RANK = {
     "transformer": 2_659_840,
     "locon": 3_074_240,
 }
-"""Sums of in + out over the layers of each target: an adapter's weights, by its rank (jobs/spec.py, LoRASpec)."""
+"""Sums of in + out over the layers of each target: an adapter's weights, by its rank (jobs/spec_trained.py)."""
 TEXT_PARAMETERS_PER_RANK = {"attention": 401_408, "transformer": 903_168}
 """The same of both text encoders: 12 layers of 768 and 32 of 1280, feed-forward four times as wide."""
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from jobs.settings import Settings
 from jobs.shards import is_sharded
-from jobs.spec import JobSpec, MasksSpec, RegularisationSpec, ValidationSpec
+from jobs.spec import JobSpec
+from jobs.spec_dataset import MasksSpec, RegularisationSpec
+from jobs.spec_training import ValidationSpec
 from worker.data.config import DatasetConfig, MasksConfig, RegularisationConfig, ShuffleConfig
 from worker.header import header_config
 from worker.loop.config import (
