@@ -13,7 +13,6 @@ import gc
 import json
 import resource
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -21,6 +20,7 @@ from time import perf_counter
 import safetensors.torch
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from worker.data.config import DatasetConfig
@@ -34,8 +34,9 @@ from worker.loop.config import (
 )
 from worker.loop.training import Training
 from worker.lora.config import LoRAConfig, TextLoRAConfig
-from worker.model.base_writer import published_states, write_single_file
+from worker.model.base_writer import Configs, published_states, write_single_file
 from worker.model.sdxl_configs import TEXT_ENCODER, TEXT_ENCODER_2, VAE
+from worker.model.single_file import Part
 from worker.model.unet import UNet, UNetConfig
 
 PHOTOS = Path(__file__).parents[1] / "jobs" / "examples" / "photos"
@@ -78,10 +79,11 @@ def write_base(file: Path) -> None:
         encoder_1 = CLIPTextModel(CLIPTextConfig.from_dict(TEXT_ENCODER))
         encoder_2 = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(TEXT_ENCODER_2))
     torch.set_default_dtype(torch.float32)
-    configs = {"unet": unet.config.to_diffusers(), "vae": VAE}
+    assert isinstance(vae, AutoencoderKL)
+    configs: Configs = {"unet": unet.config.to_diffusers(), "vae": VAE}
     configs |= {"text_encoder": TEXT_ENCODER, "text_encoder_2": TEXT_ENCODER_2}
-    parts = {"unet": unet, "vae": vae, "text_encoder": encoder_1, "text_encoder_2": encoder_2}
-    write_single_file(file, configs, published_states(parts))  # type: ignore[arg-type]
+    parts: dict[Part, nn.Module] = {"unet": unet, "vae": vae, "text_encoder": encoder_1, "text_encoder_2": encoder_2}
+    write_single_file(file, configs, published_states(parts))
 
 
 def twice(config: TrainerConfig, folder: Path, name: str) -> None:
@@ -112,8 +114,10 @@ def run(config: TrainerConfig, stop_after: int | None = None) -> str:
             reached[name] = round(perf_counter() - began, 1)
             stopped = fields["path"] if fact == "stopped" else stopped
 
-    stop: Callable[[], bool] = lambda: stop_after is not None and len(steps) >= stop_after  # noqa: E731
-    Training(config, emit, stop).run()
+    def stop_requested() -> bool:
+        return stop_after is not None and len(steps) >= stop_after
+
+    Training(config, emit, stop_requested).run()
     told = {"output": config.output, "reached_s": reached, "ms": [round(1e3 * step["seconds"]) for step in steps]}
     told["losses"] = [round(step["loss"], 4) for step in steps]
     told["gpu_gib"] = round(steps[-1]["peak_bytes"] / 2**30, 2)

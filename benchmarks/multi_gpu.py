@@ -28,7 +28,7 @@ from worker.data.encoding import TextEmbedding
 from worker.loop.config import TrainConfig
 from worker.loop.ranks import Ranks
 from worker.loop.train import TrainState, train
-from worker.lora.config import LoRAConfig
+from worker.lora.config import LoRAConfig, Targets
 from worker.lora.inject import LoRA, inject
 from worker.model.unet import UNet
 from worker.model.unet_config import UNetConfig
@@ -37,7 +37,7 @@ WARM_UP = 3  # steps that fill allocator, caches and the optimizer's state
 TIMED_EXCHANGES = 5
 
 # rank of the adapter, targets, batch on each GPU
-CASES = [(4, "qkv", 1), (4, "qkv", 4), (64, "transformer", 1), (64, "transformer", 4)]
+CASES: list[tuple[int, Targets, int]] = [(4, "qkv", 1), (4, "qkv", 4), (64, "transformer", 1), (64, "transformer", 4)]
 
 
 class TimedRanks(Ranks):
@@ -96,7 +96,7 @@ def main() -> int:
     return 0
 
 
-def measure(scene: Scene, rank: int, targets: str, batch: int, ranks: Ranks) -> dict[str, object]:
+def measure(scene: Scene, rank: int, targets: Targets, batch: int, ranks: Ranks) -> dict[str, object]:
     """One case: rank 0 alone while the others wait, then all together."""
     unet, lora = model(scene, rank, targets)
     found: dict[str, object] = {"rank": rank, "targets": targets, "batch_per_gpu": batch}
@@ -151,7 +151,7 @@ def batches(scene: Scene, size: int) -> Batches:
     return Batches([Example(view, (text,)) for view, text in zip(pictures, texts, strict=True)], texts[0], size, 0)
 
 
-def model(scene: Scene, rank: int, targets: str) -> tuple[UNet, LoRA]:
+def model(scene: Scene, rank: int, targets: Targets) -> tuple[UNet, LoRA]:
     """The same random weights on every rank."""
     torch.manual_seed(0)
     torch.set_default_dtype(scene.dtype)
@@ -159,7 +159,7 @@ def model(scene: Scene, rank: int, targets: str) -> tuple[UNet, LoRA]:
         unet = UNet(scene.config).requires_grad_(False)
     torch.set_default_dtype(torch.float32)
     rank = min(rank, *scene.config.block_channels)  # the tiny one has room for no more
-    return unet, inject(unet, LoRAConfig(rank=rank, alpha=float(rank), targets=targets), seed=0)  # type: ignore[arg-type]
+    return unet, inject(unet, LoRAConfig(rank=rank, alpha=float(rank), targets=targets), seed=0)
 
 
 def bare(numbers: int, device: torch.device, ranks: Ranks) -> float:

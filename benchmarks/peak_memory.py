@@ -13,16 +13,17 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from worker.fine_tuning.weights import FullWeights
-from worker.loop.config import OptimizerConfig, TrainConfig
+from worker.loop.config import OptimizerConfig, OptimizerName, TrainConfig
 from worker.loop.optim import optimizer_of
 from worker.loop.trained import Trained
-from worker.lora.config import LoRAConfig, TextLoRAConfig
+from worker.lora.config import LoRAConfig, Targets, TextLoRAConfig
 from worker.lora.inject import inject
 from worker.memory.checkpoint import Scope, enable_checkpointing
 from worker.model.unet import UNet, UNetConfig
@@ -30,18 +31,18 @@ from worker.model.unet import UNet, UNetConfig
 STEPS = 3  # the first fills the optimizer's state
 CUDA = torch.device("cuda")
 BFLOAT16_CUDA = {"device": CUDA, "dtype": torch.bfloat16}
-Made = tuple[nn.Module, Trained, str]  # what predicts, what is trained, and the optimizer's name
+Made = tuple[nn.Module, Trained, OptimizerName]  # what predicts, what is trained, and the optimizer's name
 
 
-def adapter(scope: Scope, rank: int, targets: str) -> Made:
+def adapter(scope: Scope, rank: int, targets: Targets) -> Made:
     """An adapter on the U-Net alone."""
     unet = make_unet(torch.bfloat16)
-    lora = inject(unet, LoRAConfig(rank=rank, alpha=rank, targets=targets), seed=0)  # type: ignore[arg-type]
+    lora = inject(unet, LoRAConfig(rank=rank, alpha=rank, targets=targets), seed=0)
     enable_checkpointing(unet, scope)
     return unet, lora, "adamw"
 
 
-def with_text_encoders(scope: Scope, rank: int, targets: str) -> Made:
+def with_text_encoders(scope: Scope, rank: int, targets: Targets) -> Made:
     """An adapter on both text encoders too."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -52,14 +53,16 @@ def with_text_encoders(scope: Scope, rank: int, targets: str) -> Made:
     unet = make_unet(torch.bfloat16)
     one = CLIPTextModel(CLIPTextConfig.from_dict(TEXT_ENCODER))
     other = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(TEXT_ENCODER_2))
-    encoders = TextEncoders(*(each.requires_grad_(False).to(**BFLOAT16_CUDA) for each in (one, other)))  # type: ignore[arg-type]
-    config = LoRAConfig(rank=rank, alpha=rank, targets=targets, text_encoders=TextLoRAConfig())  # type: ignore[arg-type]
+    for encoder in (one, other):
+        encoder.requires_grad_(False).to(**BFLOAT16_CUDA)
+    encoders = TextEncoders(one, other)
+    config = LoRAConfig(rank=rank, alpha=rank, targets=targets, text_encoders=TextLoRAConfig())
     lora = inject(unet, config, 0, encoders.towers)
     enable_checkpointing(unet, scope)
     return FromCaptions(unet, encoders), lora, "adamw"
 
 
-def fine_tuning(scope: Scope, weights: str, optimizer: str) -> Made:
+def fine_tuning(scope: Scope, weights: str, optimizer: OptimizerName) -> Made:
     """All of the U-Net, without an adapter."""
     unet = make_unet(torch.bfloat16)
     masters = dict(make_unet(torch.float32).named_parameters()) if weights == "float32" else None
@@ -75,7 +78,7 @@ def make_unet(dtype: torch.dtype) -> UNet:
     return unet
 
 
-GROUPS: dict[str, list[tuple[Callable[..., Made], tuple[object, ...]]]] = {
+GROUPS: dict[str, list[tuple[Callable[..., Made], tuple[Any, ...]]]] = {
     # checkpointing, resolution, batch; then what the function takes
     "adapters": [
         *(
@@ -106,7 +109,7 @@ GROUPS: dict[str, list[tuple[Callable[..., Made], tuple[object, ...]]]] = {
 def step_ms(made: Made, resolution: int, batch: int) -> float:
     """Some steps, as worker/loop/train.py makes them; how long the last took."""
     predictor, trained, optimizer_name = made
-    config = TrainConfig(STEPS, optimizer=OptimizerConfig(optimizer_name))  # type: ignore[arg-type]
+    config = TrainConfig(STEPS, optimizer=OptimizerConfig(optimizer_name))
     optimizer = optimizer_of(trained, config)
     side = resolution // 8
     embeddings = (torch.randn(batch, 77, 2048, **BFLOAT16_CUDA), torch.randn(batch, 1280, **BFLOAT16_CUDA))
@@ -138,7 +141,7 @@ def main(groups: list[str]) -> None:
         case = {"trained": make.__name__, "checkpointing": scope, "px": resolution, "batch": batch, "told": told}
         made = make(scope, *told)
         try:
-            case["step_ms"] = round(step_ms(made, resolution, batch))  # type: ignore[arg-type]
+            case["step_ms"] = round(step_ms(made, resolution, batch))
         except torch.OutOfMemoryError:
             case["out_of_memory"] = True
         free, total = torch.cuda.mem_get_info()

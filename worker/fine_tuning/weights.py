@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.lora.dropout import DropoutPlace
+from worker.named_weights import copy_in
 
 
 class FullWeights:
@@ -53,15 +54,9 @@ class FullWeights:
         """The trained weights under the U-Net's own names, sharing their memory."""
         return {name: weight.detach() for name, weight in self._trained.items()}
 
-    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy weights in, in place. Raises ValueError if a name or a shape differs: nothing is copied then."""
-        shapes = {name: tuple(weight.shape) for name, weight in self._trained.items()}
-        wrong = sorted(shapes.items() ^ {(name, tuple(tensor.shape)) for name, tensor in state.items()})
-        if wrong:
-            raise ValueError(f"{len(wrong)} weights of the U-Net differ in name or shape, as {wrong[:5]}.")
-        for name, weight in self._trained.items():
-            weight.copy_(state[name])
+        copy_in(self._trained, state, "weights of the U-Net")
         self.write_back()
 
     @torch.no_grad()

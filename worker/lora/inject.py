@@ -13,6 +13,7 @@ from worker.lora.dropout import Dropout, DropoutPlace
 from worker.lora.layer import LoRAConv2d, LoRALinear
 from worker.lora.low_rank import LowRank
 from worker.lora.targets import choose
+from worker.named_weights import copy_in
 
 
 class LoRA:
@@ -59,16 +60,9 @@ class LoRA:
         """`<path>.lora_A`, `<path>.lora_B` and DoRA's `<path>.lora_magnitude`, float32, sharing the layers' memory."""
         return {name: parameter.detach() for name, parameter in self._named_parameters().items()}
 
-    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy weights in, in place. Raises ValueError if a name or a shape differs: nothing is copied then."""
-        own = self._named_parameters()
-        shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
-        wrong = sorted(shapes.items() ^ {(name, tuple(tensor.shape)) for name, tensor in state.items()})
-        if wrong:
-            raise ValueError(f"{len(wrong)} adapter weights differ in name or shape, as {wrong[:5]}.")
-        for name, parameter in own.items():
-            parameter.copy_(state[name])
+        copy_in(self._named_parameters(), state, "adapter weights")
 
     def write_back(self) -> None:
         """Nothing to do: the layers compute with the very weights that are trained."""
